@@ -1,0 +1,5 @@
+//! Fusion: partitions a function into regions (one launch each), library calls, calls of children, aliases and collectives.
+
+mod region;
+
+pub use region::{Abi, Index, Instr, Layout, Reg, Region, ScalarArg, Stream, Template};

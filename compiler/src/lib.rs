@@ -1,0 +1,10 @@
+//! Kiln's compiler: an ordinary library of IR → IR passes, called by the procedural macros, the start-up planner and the tests.
+//!
+//! Reading order is the order of the pipeline: [`ir`] (plain data, text form, verifier) → [`ops`] (one folder per operation) →
+//! [`interp`] (the f64 truth) → [`precision`] → [`place`] → [`diff`] → [`simplify`] → [`fuse`] → [`compile`] → [`emit`].
+
+pub mod diagnostics;
+pub mod fuse;
+pub mod interp;
+pub mod ir;
+pub mod ops;

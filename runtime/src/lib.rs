@@ -1,0 +1,1 @@
+//! Train neural networks from annotated Rust functions.
