@@ -37,4 +37,27 @@ impl fmt::Display for Diagnostic {
 }
 
 /// Every code with its title; one meaning each, explained in the book.
-pub const CODES: &[(&str, &str)] = &[("K0101", "contraction of different axes")];
+pub const CODES: &[(&str, &str)] = &[
+    ("K0101", "contraction of different axes"),
+    ("K0801", "no state file"),
+    ("K0802", "state file cannot be read or written"),
+    ("K0803", "damaged state file"),
+    ("K0804", "not a state file of Kiln"),
+    ("K0805", "state file of a later format"),
+    ("K0806", "name that a state file cannot hold"),
+    ("K0807", "shape that is not its values'"),
+    ("K0808", "missing value in a state file"),
+    ("K0809", "state that does not fit the model"),
+    ("K0811", "corpus cannot be read"),
+    ("K0812", "corpus without text"),
+    ("K0813", "corpus too small"),
+    ("K0814", "no default corpus"),
+    ("K0821", "run exists already"),
+    ("K0822", "no run to resume"),
+    ("K0823", "configuration differs from the run's"),
+    ("K0824", "run folder cannot be used"),
+    ("K0825", "damaged metrics file"),
+    ("K0841", "unusable learning rate"),
+    ("K0842", "optimizer value out of range"),
+    ("K0843", "conflicting or unusable option"),
+];

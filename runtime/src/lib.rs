@@ -1,1 +1,6 @@
 //! Train neural networks from annotated Rust functions.
+
+pub mod optim;
+pub mod scaler;
+pub mod schedule;
+pub mod state;
