@@ -4,7 +4,10 @@
 //! [`interp`] (the f64 truth) → [`precision`] → [`place`] → [`diff`] → [`simplify`] → [`fuse`] → [`compile`] → [`emit`].
 
 pub mod diagnostics;
+pub mod diff;
 pub mod fuse;
 pub mod interp;
 pub mod ir;
 pub mod ops;
+pub mod precision;
+pub mod simplify;
