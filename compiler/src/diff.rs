@@ -119,7 +119,7 @@ fn holds_parameters(node: &Node) -> bool {
 }
 
 /// Gives each call and repeat its ordinal, by which its derivative finds its residuals.
-fn number_calls(func: &mut Func) {
+pub fn number_calls(func: &mut Func) {
     let mut next = 0i64;
     for n in func.nodes.iter_mut().filter(|n| holds_parameters(n)) {
         n.attrs.set("id", next);
@@ -174,7 +174,7 @@ fn contributions(
     active: &[bool],
 ) -> Result<Vec<Option<ValueId>>, DiffError> {
     match node.op.vjp {
-        Vjp::Rule(rule) => Ok(rule(b, &VjpNode { node, cotangents })),
+        Vjp::Rule(rule) => Ok(rule(b, &VjpNode { node: &as_read(&b.func, node), cotangents })),
         Vjp::Zero => Ok(vec![None; node.inputs.len()]),
         Vjp::Structural => Ok(structural(b, node, cotangents, active)),
         Vjp::Missing => Err(DiffError {
@@ -186,6 +186,19 @@ fn contributions(
             .help("give it a `vjp`, or cut the path with `stop_gradient`"),
         }),
     }
+}
+
+/// The node with its results as later operations read them: rounded, where a cast follows. Rules such as `y·ȳ` then use the
+/// value that the model computed with, and the unrounded one need not be kept.
+fn as_read(func: &Func, node: &Node) -> Node {
+    let mut seen = node.clone();
+    for o in &mut seen.outputs {
+        let cast = func.nodes.iter().find(|n| n.op.name == "cast" && n.inputs[0] == *o);
+        if let Some(cast) = cast {
+            *o = cast.outputs[0];
+        }
+    }
+    seen
 }
 
 /// `call` and `repeat`: one node that runs the child's backward; it returns a cotangent for each active float operand.

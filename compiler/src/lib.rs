@@ -3,6 +3,7 @@
 //! Reading order is the order of the pipeline: [`ir`] (plain data, text form, verifier) → [`ops`] (one folder per operation) →
 //! [`interp`] (the f64 truth) → [`precision`] → [`place`] → [`diff`] → [`simplify`] → [`fuse`] → [`compile`] → [`emit`].
 
+pub mod compile;
 pub mod diagnostics;
 pub mod diff;
 pub mod fuse;
