@@ -1,7 +1,7 @@
 //! The f64 interpreter of unfused IR: the truth for values. Executes cast nodes, never fuses, knows no device.
 
-use crate::ir::{DType, Func, ValueId};
-use crate::ops::EvalCx;
+use crate::ir::{Axis, DType, Func, Sizes, Type};
+use crate::ops::{EvalCx, EvalNode};
 
 /// A dense row-major array of f64 (integers and masks are stored as whole numbers).
 #[derive(Clone, Debug, PartialEq)]
@@ -36,6 +36,11 @@ impl Array {
     }
 }
 
+/// An array over `shape` whose element at each flat index is `f` of it.
+pub fn build(sizes: &Sizes, shape: &[Axis], f: impl FnMut(usize) -> f64) -> Array {
+    Array { dims: sizes.shape(shape), data: (0..sizes.elements(shape)).map(f).collect() }
+}
+
 /// `x` rounded to the nearest value of `dtype` (ties to even); f32 rounds to f32 only if `exact` types are wanted, which the
 /// interpreter does not: it computes f32 values in f64.
 pub fn round(dtype: DType, x: f64) -> f64 {
@@ -66,18 +71,38 @@ pub fn run_all(cx: &EvalCx<'_>, func: &Func, inputs: &[Array]) -> Vec<Option<Arr
         assert_eq!(a.dims, cx.sizes.shape(&func.ty(v).shape), "argument {v:?}: {}", func.ty(v));
         env[v.index()] = Some(a.clone());
     }
-    let get = |env: &Vec<Option<Array>>, v: ValueId| {
-        env[v.index()].clone().unwrap_or_else(|| panic!("{v:?} is used before it is defined"))
-    };
     for node in &func.nodes {
-        let args: Vec<Array> = node.inputs.iter().map(|&v| get(&env, v)).collect();
-        let refs: Vec<&Array> = args.iter().collect();
-        let types: Vec<_> = node.outputs.iter().map(|&v| func.ty(v).clone()).collect();
-        let results = (node.op.eval)(cx, node, &refs, &types);
-        for ((&v, r), t) in node.outputs.iter().zip(results).zip(&types) {
+        let results = {
+            let args: Vec<&Array> = node
+                .inputs
+                .iter()
+                .map(|v| env[v.index()].as_ref().unwrap_or_else(|| panic!("{v:?} is used before it is defined")))
+                .collect();
+            let arg_types: Vec<&Type> = node.inputs.iter().map(|&v| func.ty(v)).collect();
+            let result_types: Vec<&Type> = node.outputs.iter().map(|&v| func.ty(v)).collect();
+            let at = EvalNode { node, args: &args, arg_types: &arg_types, result_types: &result_types };
+            (node.op.eval)(cx, &at)
+        };
+        for (&v, r) in node.outputs.iter().zip(results) {
+            let t = func.ty(v);
             assert_eq!(r.dims, cx.sizes.shape(&t.shape), "result of `{}`: {t}", node.op.name);
             env[v.index()] = Some(r);
         }
     }
     env
+}
+
+/// Offsets into a row-major array over `from`, one for each index over `domain` in row-major order. Along axes that `from` lacks
+/// the elements repeat; axes of `from` outside of `domain` stay at index 0.
+pub fn offsets(sizes: &Sizes, domain: &[Axis], from: &[Axis]) -> Vec<usize> {
+    let mut offsets = vec![0];
+    for &axis in domain {
+        let stride = match from.iter().position(|&a| a == axis) {
+            Some(p) => sizes.elements(&from[p + 1..]),
+            None => 0,
+        };
+        let n = sizes.of(axis);
+        offsets = offsets.iter().flat_map(|&o| (0..n).map(move |i| o + i * stride)).collect();
+    }
+    offsets
 }

@@ -48,7 +48,7 @@ pub enum VerifyError {
         axis: &'static str,
     },
     /// The operation refuses its operands.
-    #[error("node {node} (`{op}`): {}", error.message)]
+    #[error("node {node} (`{op}`): {error}")]
     Type {
         /// Node.
         node: usize,

@@ -3,10 +3,52 @@
 //! An operation is data: a record of functions ([`OpDef`]). Passes ask the record; none of them matches on names, except where a
 //! structural operation *is* the pass's subject (`call` and `repeat` in linking, collectives in placement).
 
+mod attention;
+mod binary;
+mod broadcast;
+mod call;
+mod cast;
+mod collective;
+mod compare;
+mod concat;
+mod constant;
+mod cross_entropy;
+mod dot_general;
+mod dropout;
+mod gather;
+mod gelu;
+mod layer_norm;
+mod linear_cross_entropy;
+mod mean;
+mod opaque;
+mod permute;
+mod reduce_max;
+mod reduce_sum;
+mod relu;
+mod rename;
+mod repeat;
+mod rms_norm;
+mod rope;
+mod rotate_half;
+mod rules;
+mod scatter_add;
+mod select;
+mod select_host;
+mod silu;
+mod slice;
+mod softmax;
+mod sources;
+mod split;
+mod unary;
+
+pub use dot_general::{einsum_axes, matmul_axes};
+
 use crate::diagnostics::Diagnostic;
 use crate::interp::Array;
 use crate::ir::{Attrs, Axis, Builder, Node, Sizes, Type, ValueId};
+use std::collections::HashMap;
 use std::fmt;
+use std::sync::LazyLock;
 
 /// A reference to an operation's record. Equality is identity of the name.
 pub type Op = &'static OpDef;
@@ -139,11 +181,11 @@ pub enum Scalar {
 /// Type error of an operation: which operand is at fault, and what to say.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TypeError {
-    /// Index of the operand to underline; `None` for the operation itself.
+    /// Index of the operand to underline (0 is the receiver); `None` for the operation itself.
     pub operand: Option<usize>,
     /// Code such as `K0101`.
     pub code: &'static str,
-    /// Message in the user's words.
+    /// Message in which `` `{0}` ``, `` `{1}` ``, .. stand for the operands; [`TypeError::named`] puts in the user's names.
     pub message: String,
     /// Suggested edit.
     pub help: Option<String>,
@@ -166,9 +208,32 @@ impl TypeError {
         self
     }
 
-    /// Without the operand index.
+    /// The diagnostic, with "the first operand", .. for operands without a name.
     pub fn diagnostic(&self) -> Diagnostic {
-        Diagnostic { code: self.code, message: self.message.clone(), help: self.help.clone() }
+        self.named(&[])
+    }
+
+    /// The diagnostic, with the user's name of each operand; an empty name or none at all falls back to its ordinal.
+    pub fn named(&self, names: &[&str]) -> Diagnostic {
+        let fill = |text: &str| {
+            (0..names.len().max(ORDINALS.len())).fold(text.to_owned(), |text, i| {
+                let word = match (names.get(i), ORDINALS.get(i)) {
+                    (Some(name), _) if !name.is_empty() => format!("`{name}`"),
+                    (_, Some(ordinal)) => format!("the {ordinal} operand"),
+                    _ => format!("operand {}", i + 1),
+                };
+                text.replace(&format!("`{{{i}}}`"), &word)
+            })
+        };
+        Diagnostic { code: self.code, message: fill(&self.message), help: self.help.as_deref().map(fill) }
+    }
+}
+
+const ORDINALS: [&str; 6] = ["first", "second", "third", "fourth", "fifth", "sixth"];
+
+impl fmt::Display for TypeError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.diagnostic().fmt(f)
     }
 }
 
@@ -178,6 +243,35 @@ pub struct EvalCx<'a> {
     pub sizes: &'a Sizes,
     /// Value of random number `index` at `site`, uniform in [0, 1).
     pub uniform: &'a dyn Fn(i64, u64) -> f32,
+}
+
+/// One node as the interpreter hands it to an operation.
+pub struct EvalNode<'a> {
+    /// The node.
+    pub node: &'a Node,
+    /// Values of its operands.
+    pub args: &'a [&'a Array],
+    /// Types of its operands.
+    pub arg_types: &'a [&'a Type],
+    /// Types of its results.
+    pub result_types: &'a [&'a Type],
+}
+
+impl EvalNode<'_> {
+    /// The node's attributes.
+    pub fn attrs(&self) -> &Attrs {
+        &self.node.attrs
+    }
+
+    /// Axes of operand `i`.
+    pub fn axes(&self, i: usize) -> &[Axis] {
+        &self.arg_types[i].shape
+    }
+
+    /// Axes of result `i`.
+    pub fn out_axes(&self, i: usize) -> &[Axis] {
+        &self.result_types[i].shape
+    }
 }
 
 /// Everything that Kiln knows about one operation.
@@ -191,7 +285,7 @@ pub struct OpDef {
     /// Derivative.
     pub vjp: Vjp,
     /// Value in f64, the truth that every device is compared with.
-    pub eval: fn(&EvalCx<'_>, &Node, &[&Array], &[Type]) -> Vec<Array>,
+    pub eval: fn(&EvalCx<'_>, &EvalNode<'_>) -> Vec<Array>,
     /// Expansion into primitives, for composites.
     pub expand: Option<fn(&mut Builder, &Node) -> Vec<ValueId>>,
     /// Scalar function, for maps with one.
@@ -214,7 +308,8 @@ impl fmt::Debug for OpDef {
 
 /// The operation called `name`.
 pub fn find(name: &str) -> Option<Op> {
-    REGISTRY.iter().copied().find(|op| op.name == name)
+    static BY_NAME: LazyLock<HashMap<&str, Op>> = LazyLock::new(|| REGISTRY.iter().map(|op| (op.name, *op)).collect());
+    BY_NAME.get(name).copied()
 }
 
 /// All operations.
@@ -227,4 +322,82 @@ pub fn without(ty: &Type, axes: &[Axis]) -> Vec<Axis> {
     ty.shape.iter().copied().filter(|a| !axes.contains(a)).collect()
 }
 
-static REGISTRY: &[Op] = &[];
+static REGISTRY: &[Op] = &[
+    &constant::DEF,
+    &sources::IOTA,
+    &sources::SIZE,
+    &sources::HALF_SIGN,
+    &sources::UNIFORM,
+    &cast::CAST,
+    &cast::F32,
+    &cast::STOP_GRADIENT,
+    &unary::NEG,
+    &unary::EXP,
+    &unary::LOG,
+    &unary::SQRT,
+    &unary::RSQRT,
+    &unary::RECIP,
+    &unary::SIN,
+    &unary::COS,
+    &unary::TANH,
+    &unary::ERF,
+    &unary::LOGISTIC,
+    &unary::ABS,
+    &unary::SIGN,
+    &binary::ADD,
+    &binary::SUB,
+    &binary::MUL,
+    &binary::DIV,
+    &binary::MAX,
+    &binary::MIN,
+    &compare::LT,
+    &compare::LE,
+    &compare::GT,
+    &compare::GE,
+    &compare::EQ,
+    &compare::NE,
+    &select::DEF,
+    &broadcast::DEF,
+    &permute::DEF,
+    &rename::DEF,
+    &split::SPLIT,
+    &split::MERGE,
+    &slice::SLICE,
+    &slice::PAD,
+    &concat::DEF,
+    &rotate_half::DEF,
+    &reduce_sum::DEF,
+    &reduce_max::DEF,
+    &mean::DEF,
+    &dot_general::DEF,
+    &gather::DEF,
+    &scatter_add::DEF,
+    &scatter_add::SORT_INDEX,
+    &scatter_add::SEGMENT_SUM,
+    &silu::DEF,
+    &gelu::GELU,
+    &gelu::GELU_TANH,
+    &relu::DEF,
+    &softmax::SOFTMAX,
+    &softmax::LOG_SOFTMAX,
+    &rms_norm::DEF,
+    &layer_norm::DEF,
+    &rope::DEF,
+    &dropout::DEF,
+    &attention::DEF,
+    &attention::VJP,
+    &cross_entropy::DEF,
+    &linear_cross_entropy::DEF,
+    &linear_cross_entropy::VJP,
+    &call::CALL,
+    &call::CALL_VJP,
+    &repeat::REPEAT,
+    &repeat::REPEAT_VJP,
+    &select_host::DEF,
+    &opaque::DEF,
+    &collective::ALL_REDUCE,
+    &collective::PBROADCAST,
+    &collective::ALL_GATHER,
+    &collective::REDUCE_SCATTER,
+    &collective::PSLICE,
+];
