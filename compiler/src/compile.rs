@@ -181,3 +181,34 @@ impl Cut {
         nodes
     }
 }
+
+/// A structural launch, taken apart.
+pub enum Structural<'a> {
+    /// A call of child number `sub`.
+    Call {
+        /// Pairs it with its derivative.
+        id: i64,
+        /// Child.
+        sub: usize,
+    },
+    /// A loop over the copies of a child.
+    Repeat {
+        /// Pairs it with its derivative.
+        id: i64,
+        /// One iteration, over the carried value and the captured ones.
+        body: &'a Func,
+    },
+    /// Something else.
+    None,
+}
+
+/// What a forward launch calls.
+pub fn structural(launch: &Launch) -> Structural<'_> {
+    let LaunchKind::Structural(n) = &launch.kind else { return Structural::None };
+    let id = n.attrs.int("id");
+    match n.op.name {
+        "call" => Structural::Call { id, sub: n.attrs.int("sub") as usize },
+        "repeat" => Structural::Repeat { id, body: &n.bodies[0] },
+        _ => Structural::None,
+    }
+}

@@ -148,3 +148,36 @@ fn bind_attrs(attrs: &mut Attrs, value: &dyn Fn(&str) -> Option<Attr>) {
         }
     }
 }
+
+/// Replaces each `select_host`, whose condition is bound, by the branch it chooses.
+///
+/// # Panics
+/// If a condition is not bound: linking binds configuration first.
+pub fn inline_select(func: &Func) -> Func {
+    rebuild(func, |b, node, inputs| {
+        if node.op.name != "select_host" {
+            return None;
+        }
+        let chosen = match node.attrs.get("cond") {
+            Some(Attr::Bool(true)) => 0,
+            Some(Attr::Bool(false)) => 1,
+            other => panic!("the condition of a host choice is not bound: {other:?}"),
+        };
+        Some(inline(b, &inline_select(&node.bodies[chosen]), inputs))
+    })
+}
+
+/// Appends the nodes of `body` over `inputs`; returns its outputs.
+pub fn inline(b: &mut Builder, body: &Func, inputs: &[ValueId]) -> Vec<ValueId> {
+    let mut map: HashMap<ValueId, ValueId> = body.inputs.iter().copied().zip(inputs.iter().copied()).collect();
+    for node in &body.nodes {
+        b.span = node.span;
+        let operands: Vec<ValueId> = node.inputs.iter().map(|v| map[v]).collect();
+        let outputs = append(b, node, &operands);
+        for (&old, new) in node.outputs.iter().zip(outputs) {
+            b.func.values[new.index()].name.clone_from(&body.values[old.index()].name);
+            map.insert(old, new);
+        }
+    }
+    body.outputs.iter().map(|v| map[v]).collect()
+}

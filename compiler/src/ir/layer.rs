@@ -1,6 +1,6 @@
 //! One annotated function as data: arguments, annotations, body.
 
-use super::{Axis, DType, Func, Span, Type};
+use super::{Attr, Axis, DType, Func, Span, Type};
 
 /// One `#[layer]` function.
 ///
@@ -216,5 +216,40 @@ impl Layer {
                 _ => None,
             })
             .collect()
+    }
+}
+
+/// Renames axes everywhere in a layer.
+pub fn rename_axes(layer: &mut Layer, rename: &dyn Fn(Axis) -> Axis) {
+    let ty = |t: &mut Type| t.shape.iter_mut().for_each(|a| *a = rename(*a));
+    for arg in &mut layer.args {
+        match &mut arg.kind {
+            ArgKind::Input(t) | ArgKind::Param { ty: t, .. } | ArgKind::Tied { ty: t, .. } => ty(t),
+            ArgKind::Rope { seq, head } => (*seq, *head) = (rename(*seq), rename(*head)),
+            ArgKind::Sub(s) => {
+                s.generics.iter_mut().for_each(|a| *a = rename(*a));
+                s.repeat = s.repeat.map(rename);
+            }
+            ArgKind::Config { .. } => {}
+        }
+    }
+    rename_func(&mut layer.body, rename);
+}
+
+fn rename_func(func: &mut Func, rename: &dyn Fn(Axis) -> Axis) {
+    for v in &mut func.values {
+        v.ty.shape.iter_mut().for_each(|a| *a = rename(*a));
+    }
+    for n in &mut func.nodes {
+        for attr in n.attrs.values_mut() {
+            match attr {
+                Attr::Axis(a) => *a = rename(*a),
+                Attr::Axes(list) => list.iter_mut().for_each(|a| *a = rename(*a)),
+                _ => {}
+            }
+        }
+        for body in &mut n.bodies {
+            rename_func(body, rename);
+        }
     }
 }

@@ -16,6 +16,7 @@ pub use axis::{Axis, Sizes};
 pub use func::{Builder, Func, Node, Span, Value, ValueId};
 pub use layer::{
     Annotations, Arg, ArgKind, Checkpoint, ConfigType, ConfigValue, Init, Layer, Output, Precision, Shard, SubLayer,
+    rename_axes,
 };
 pub use types::{DType, Type};
 pub use verify::{Verified, VerifyError};
