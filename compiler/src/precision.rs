@@ -122,9 +122,15 @@ fn rounds(node: &Node, k: usize) -> bool {
     let source = node.inputs.is_empty();
     match node.op.class {
         Class::Map => !source && node.op.name != "cast" && node.op.name != "gather" && !is_compare(node),
-        Class::Composite | Class::Library => k == 0,
+        Class::Composite => k == 0 && !is_reduction(node),
+        Class::Library => k == 0,
         Class::View | Class::Reduce | Class::Loss | Class::Structural | Class::Collective => false,
     }
+}
+
+/// Composites that are reductions or losses: their results stay f32.
+fn is_reduction(node: &Node) -> bool {
+    matches!(node.op.name, "mean" | "cross_entropy")
 }
 
 fn is_compare(node: &Node) -> bool {

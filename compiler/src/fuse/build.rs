@@ -45,8 +45,17 @@ pub fn launches(func: &Func, wanted: &[usize], available: &HashSet<ValueId>, nee
     let absorbed = absorb_casts(func, wanted, needed);
     let fused: Vec<usize> = wanted.iter().copied().filter(|i| !absorbed.casts.contains(i)).collect();
     let groups = partition::run(func, &fused, available);
-    let cx = Context { func, needed, absorbed: &absorbed, used_by: users(func, &fused), groups: &groups };
-    groups.iter().enumerate().filter_map(|(g, group)| cx.launch(g, group)).collect()
+    let used_by = users(func, &fused);
+    let cx = Context {
+        func,
+        needed,
+        absorbed: &absorbed,
+        used_by,
+        groups: &groups,
+        base: partition::bases(func),
+        sources: sources(func),
+    };
+    groups.iter().filter_map(|group| cx.launch(group)).collect()
 }
 
 /// Casts that library calls do in their epilogue.
@@ -101,12 +110,14 @@ struct Context<'a> {
     absorbed: &'a Absorbed,
     used_by: HashMap<ValueId, Vec<usize>>,
     groups: &'a [Group],
+    base: Vec<ValueId>,
+    sources: HashMap<ValueId, usize>,
 }
 
 impl Context<'_> {
-    fn launch(&self, g: usize, group: &Group) -> Option<Launch> {
+    fn launch(&self, group: &Group) -> Option<Launch> {
         match &group.shape {
-            Some(shape) => self.region(g, group, shape),
+            Some(shape) => self.region(group, shape),
             None => Some(self.single(&self.func.nodes[group.nodes[0]])),
         }
     }
@@ -130,27 +141,48 @@ impl Context<'_> {
         Launch { kind, inputs, outputs, span }
     }
 
-    /// Values of a group that something outside it reads, and that must therefore be stored.
-    fn stored_values(&self, g: usize, group: &Group) -> Vec<ValueId> {
-        let inside: HashSet<usize> = self.groups[g].nodes.iter().copied().collect();
+    /// Values of a group that must be stored: wanted afterwards, or read from memory by a launch outside the group.
+    fn stored_values(&self, group: &Group) -> Vec<ValueId> {
+        let inside: HashSet<usize> = group.nodes.iter().copied().collect();
         let all = group.nodes.iter().flat_map(|&i| &self.func.nodes[i].outputs).copied();
-        let source = is_source_group(self.func, group);
-        all.filter(|v| {
-            let users = self.used_by.get(v).map(Vec::as_slice).unwrap_or_default();
-            let outside = users.iter().any(|u| !inside.contains(u) && (!source || !self.inlines(*u, *v)));
-            self.needed.contains(v) || outside
-        })
-        .collect()
+        let outside = |v: ValueId| {
+            let users = self.groups.iter().flat_map(|g| &g.nodes).filter(|u| !inside.contains(u));
+            users.into_iter().any(|&u| self.reads(&self.func.nodes[u]).contains(&v))
+        };
+        all.filter(|&v| self.needed.contains(&v) || outside(v)).collect()
     }
 
-    /// Whether node `u` lies in a region and reads source `v` as an instruction rather than from memory.
-    fn inlines(&self, u: usize, v: ValueId) -> bool {
-        let node = &self.func.nodes[u];
-        partition::fuses(node) && !(reads_memory(node).contains(&v))
+    /// What the launch of a node reads from memory or from its own region: views are looked through, sources are inlined, and a
+    /// view that nobody stores reads nothing.
+    fn reads(&self, node: &Node) -> Vec<ValueId> {
+        if !partition::fuses(node) {
+            return node.inputs.clone();
+        }
+        if partition::is_transparent(node) && !self.view_is_stored(node.outputs[0]) {
+            return Vec::new();
+        }
+        let memory = reads_memory(node);
+        let read = |&v: &ValueId| if memory.contains(&v) { Some(v) } else { self.through(v) };
+        node.inputs.iter().filter_map(read).collect()
     }
 
-    fn region(&self, g: usize, group: &Group, shape: &RegionShape) -> Option<Launch> {
-        let stored = self.stored_values(g, group);
+    /// What a region reads for `v`: its base, or nothing from memory if that is a source.
+    fn through(&self, v: ValueId) -> Option<ValueId> {
+        let base = self.base[v.index()];
+        (!self.sources.contains_key(&base)).then_some(base)
+    }
+
+    fn view_is_stored(&self, v: ValueId) -> bool {
+        let users = self.used_by.get(&v).map(Vec::as_slice).unwrap_or_default();
+        let raw = |&u: &usize| {
+            let n = &self.func.nodes[u];
+            !partition::fuses(n) || reads_memory(n).contains(&v)
+        };
+        self.needed.contains(&v) || users.iter().any(raw)
+    }
+
+    fn region(&self, group: &Group, shape: &RegionShape) -> Option<Launch> {
+        let stored = self.stored_values(group);
         if stored.is_empty() {
             return None;
         }
@@ -178,14 +210,18 @@ impl Context<'_> {
                 .iter()
                 .flat_map(|&i| self.func.nodes[i].outputs.iter().map(move |&o| (o, i)))
                 .collect(),
-            sources: self.source_definitions(),
+            sources: &self.sources,
+            base: &self.base,
             interior: shape.interior.clone(),
             regs: HashMap::new(),
             reads: Vec::new(),
             span: Span::default(),
         };
         for &i in &group.nodes {
-            w.node(&self.func.nodes[i]);
+            let node = &self.func.nodes[i];
+            if !partition::is_transparent(node) {
+                w.node(node);
+            }
         }
         for &v in &stored {
             w.output(v);
@@ -195,15 +231,12 @@ impl Context<'_> {
         let inputs = w.reads.clone();
         Some(Launch { kind: LaunchKind::Region(Arc::new(w.region)), inputs, outputs: stored, span })
     }
-
-    fn source_definitions(&self) -> HashMap<ValueId, usize> {
-        let sources = self.groups.iter().filter(|g| is_source_group(self.func, g));
-        sources.flat_map(|g| g.nodes.iter().map(|&i| (self.func.nodes[i].outputs[0], i))).collect()
-    }
 }
 
-fn is_source_group(func: &Func, group: &Group) -> bool {
-    group.shape.is_some() && group.nodes.iter().all(|&i| func.nodes[i].inputs.is_empty())
+/// Values without operands, and the nodes that make them.
+fn sources(func: &Func) -> HashMap<ValueId, usize> {
+    let nodes = func.nodes.iter().enumerate().filter(|(_, n)| n.inputs.is_empty() && partition::fuses(n));
+    nodes.map(|(i, n)| (n.outputs[0], i)).collect()
 }
 
 /// Operands that a fused node reads from memory at another index than its own.
@@ -239,7 +272,8 @@ struct Writer<'a> {
     /// Values that the group defines.
     members: HashMap<ValueId, usize>,
     /// Source values of the function, inlined where they are read.
-    sources: HashMap<ValueId, usize>,
+    sources: &'a HashMap<ValueId, usize>,
+    base: &'a [ValueId],
     interior: Option<BTreeSet<Axis>>,
     regs: HashMap<ValueId, Reg>,
     reads: Vec<ValueId>,
@@ -285,6 +319,7 @@ impl Writer<'_> {
 
     /// The register that holds `v`: computed here, a source, or loaded.
     fn reg(&mut self, v: ValueId) -> Reg {
+        let v = self.base[v.index()];
         if let Some(&r) = self.regs.get(&v) {
             return r;
         }
@@ -365,7 +400,6 @@ impl Writer<'_> {
                 let slot = self.dtype(node.attrs.dtype("dtype"));
                 self.push(Instr::Round(slot, a))
             }
-            "broadcast" | "permute" | "stop_gradient" => self.reg(node.inputs[0]),
             "rotate_half" => {
                 let p = self.position(node.attrs.axis("axis"));
                 let mut layout = self.layout(&self.func.ty(node.inputs[0]).clone());
@@ -417,7 +451,7 @@ impl Writer<'_> {
     }
 
     fn output(&mut self, v: ValueId) {
-        let reg = self.regs[&v];
+        let reg = self.reg(v);
         let layout = self.layout(&self.func.ty(v).clone());
         self.region.outputs.push((reg, layout));
         self.region.names.push(self.func.values[v.index()].name.clone().unwrap_or_default());

@@ -43,6 +43,20 @@ pub fn fuses(node: &Node) -> bool {
     }
 }
 
+/// Whether a node only reads its operand along other axes: regions look through it.
+pub fn is_transparent(node: &Node) -> bool {
+    matches!(node.op.name, "broadcast" | "permute" | "stop_gradient")
+}
+
+/// For each value the one that a region reads in its place.
+pub fn bases(func: &Func) -> Vec<ValueId> {
+    let mut base: Vec<ValueId> = (0..func.values.len() as u32).map(ValueId).collect();
+    for n in func.nodes.iter().filter(|n| is_transparent(n)) {
+        base[n.outputs[0].index()] = base[n.inputs[0].index()];
+    }
+    base
+}
+
 /// Whether a node has no operands: it joins whoever uses it.
 fn is_source(node: &Node) -> bool {
     node.inputs.is_empty()
@@ -50,10 +64,12 @@ fn is_source(node: &Node) -> bool {
 
 /// Groups `wanted` nodes. `available` values exist before; they are never recomputed.
 pub fn run(func: &Func, wanted: &[usize], available: &HashSet<ValueId>) -> Vec<Group> {
-    let mut p = Partition { func, groups: Vec::new(), of_value: HashMap::new(), available };
+    let base = bases(func);
+    let mut p = Partition { func, groups: Vec::new(), of_value: HashMap::new(), available, base };
     for &i in wanted {
         p.place(i);
     }
+    while p.merge_one() {}
     p.ordered()
 }
 
@@ -63,13 +79,15 @@ struct Partition<'a> {
     /// Group that defines a value.
     of_value: HashMap<ValueId, usize>,
     available: &'a HashSet<ValueId>,
+    base: Vec<ValueId>,
 }
 
 impl Partition<'_> {
     fn place(&mut self, i: usize) {
         let func = self.func;
         let node = &func.nodes[i];
-        let chosen = if fuses(node) && !is_source(node) { self.best_group(node) } else { None };
+        let chosen =
+            if fuses(node) && !is_source(node) && !is_transparent(node) { self.best_group(node) } else { None };
         let group = match chosen {
             Some((g, shape)) => {
                 self.groups[g].shape = Some(shape);
@@ -91,7 +109,7 @@ impl Partition<'_> {
     fn best_group(&self, node: &Node) -> Option<(usize, RegionShape)> {
         for g in (0..self.groups.len()).rev() {
             let Some(shape) = &self.groups[g].shape else { continue };
-            if self.groups[g].nodes.iter().all(|&n| is_source(&self.func.nodes[n])) || !self.related(g, node) {
+            if self.is_free(g) || !self.related(g, node) {
                 continue;
             }
             if let Some(extended) = self.extend(shape, node)
@@ -104,17 +122,28 @@ impl Partition<'_> {
         None
     }
 
+    /// Sources and views: evaluated where they are read.
+    fn is_free(&self, g: usize) -> bool {
+        self.groups[g].nodes.iter().all(|&n| is_source(&self.func.nodes[n]) || is_transparent(&self.func.nodes[n]))
+    }
+
+    /// Operands as the launch of `node` reads them: regions look through views.
+    fn operands(&self, node: &Node) -> Vec<ValueId> {
+        let look = |v: &ValueId| if fuses(node) { self.base[v.index()] } else { *v };
+        node.inputs.iter().map(look).collect()
+    }
+
     /// Shares an operand with, or reads a result of, group `g`.
     fn related(&self, g: usize, node: &Node) -> bool {
         let members = &self.groups[g].nodes;
-        node.inputs.iter().any(|v| {
+        self.operands(node).iter().any(|v| {
             self.of_value.get(v) == Some(&g)
-                || (!self.is_source_value(*v) && members.iter().any(|&m| self.func.nodes[m].inputs.contains(v)))
+                || (!self.is_free_value(*v) && members.iter().any(|&m| self.operands(&self.func.nodes[m]).contains(v)))
         })
     }
 
-    fn is_source_value(&self, v: ValueId) -> bool {
-        self.of_value.get(&v).is_some_and(|&g| self.groups[g].nodes.iter().all(|&n| is_source(&self.func.nodes[n])))
+    fn is_free_value(&self, v: ValueId) -> bool {
+        self.of_value.get(&v).is_some_and(|&g| self.is_free(g))
     }
 
     /// Rotations and indexed loads read memory, so those operands must come from outside; sums over rows leave the region.
@@ -126,7 +155,7 @@ impl Partition<'_> {
             "segment_sum" => true,
             _ => false,
         };
-        node.inputs.iter().enumerate().all(|(k, v)| {
+        self.operands(node).iter().enumerate().all(|(k, v)| {
             let inside = self.of_value.get(v) == Some(&g);
             !(inside && (reads_memory(k) || shape.columns.contains(v)))
         })
@@ -134,15 +163,19 @@ impl Partition<'_> {
 
     /// Whether `g` would depend on itself: an operand from another group that (transitively) reads a result of `g`.
     fn makes_cycle(&self, g: usize, node: &Node) -> bool {
-        let mut stack: Vec<usize> =
-            node.inputs.iter().filter_map(|v| self.of_value.get(v).copied()).filter(|&p| p != g).collect();
+        let from: Vec<usize> = self.operands(node).iter().filter_map(|v| self.of_value.get(v).copied()).collect();
+        self.reaches(from.into_iter().filter(|&p| p != g).collect(), g)
+    }
+
+    /// Whether any of the groups `from`, or one that they depend on, is `target`.
+    fn reaches(&self, mut from: Vec<usize>, target: usize) -> bool {
         let mut seen: HashSet<usize> = HashSet::new();
-        while let Some(p) = stack.pop() {
-            if p == g {
+        while let Some(p) = from.pop() {
+            if p == target {
                 return true;
             }
             if seen.insert(p) {
-                stack.extend(self.predecessors(p));
+                from.extend(self.predecessors(p));
             }
         }
         false
@@ -150,12 +183,63 @@ impl Partition<'_> {
 
     fn predecessors(&self, g: usize) -> Vec<usize> {
         let nodes = &self.groups[g].nodes;
-        let inputs = nodes.iter().flat_map(|&n| &self.func.nodes[n].inputs);
+        let inputs = nodes.iter().flat_map(|&n| self.operands(&self.func.nodes[n]));
         inputs
             .filter(|v| !self.available.contains(v))
-            .filter_map(|v| self.of_value.get(v).copied())
+            .filter_map(|v| self.of_value.get(&v).copied())
             .filter(|&p| p != g)
             .collect()
+    }
+
+    /// Merges two regions where one reads a result of, or an operand with, the other. Returns whether it did.
+    fn merge_one(&mut self) -> bool {
+        for b in 1..self.groups.len() {
+            for a in 0..b {
+                if let Some(shape) = self.merged(a, b) {
+                    let moved = std::mem::take(&mut self.groups[b].nodes);
+                    for &i in &moved {
+                        for o in &self.func.nodes[i].outputs {
+                            self.of_value.insert(*o, a);
+                        }
+                    }
+                    self.groups[a].nodes.extend(moved);
+                    self.groups[a].nodes.sort_unstable();
+                    self.groups[a].shape = Some(shape);
+                    self.groups.remove(b);
+                    for g in self.of_value.values_mut().filter(|g| **g > b) {
+                        *g -= 1;
+                    }
+                    return true;
+                }
+            }
+        }
+        false
+    }
+
+    /// The shape of regions `a` and `b` as one, if that is legal.
+    fn merged(&self, a: usize, b: usize) -> Option<RegionShape> {
+        if self.groups[a].shape.is_none() || self.groups[b].shape.is_none() || self.is_free(a) || self.is_free(b) {
+            return None;
+        }
+        let nodes_of = |g: usize| self.groups[g].nodes.iter().map(|&i| &self.func.nodes[i]);
+        let related = nodes_of(b).any(|n| self.related(a, n)) || nodes_of(a).any(|n| self.related(b, n));
+        let visible =
+            nodes_of(b).all(|n| self.operands_visible(a, n)) && nodes_of(a).all(|n| self.operands_visible(b, n));
+        if !related || !visible {
+            return None;
+        }
+        let outside =
+            |g: usize, other: usize| self.predecessors(g).into_iter().filter(|&p| p != other).collect::<Vec<_>>();
+        if self.reaches(outside(a, b), b) || self.reaches(outside(b, a), a) {
+            return None;
+        }
+        let mut nodes: Vec<usize> = self.groups[a].nodes.iter().chain(&self.groups[b].nodes).copied().collect();
+        nodes.sort_unstable();
+        let mut shape = RegionShape::default();
+        for i in nodes {
+            shape = self.extend(&shape, &self.func.nodes[i])?;
+        }
+        Some(shape)
     }
 
     /// The region's shape with `node` in it, or `None` if no template covers that.
