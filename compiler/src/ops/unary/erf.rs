@@ -47,17 +47,18 @@ mod tests {
 
     #[test]
     fn known_values() {
-        // Abramowitz & Stegun, table 7.1, and 30-digit values of the tail.
+        // From the C library, on both sides of where the series ends.
         let table = [
             (0.5, 0.520_499_877_813_046_5),
             (1.0, 0.842_700_792_949_714_9),
             (2.0, 0.995_322_265_018_952_7),
-            (2.499_999, 0.999_593_046_161_689_8),
+            (2.4, 0.999311486103355),
+            (2.6, 0.9997639655834707),
             (3.0, 0.999_977_909_503_001_4),
             (5.0, 0.999_999_999_998_462_5),
         ];
         for (x, y) in table {
-            assert!((erf(x) - y).abs() < 4e-16 || x == 2.499_999 && (erf(x) - y).abs() < 1e-8, "erf({x}) = {}", erf(x));
+            assert!((erf(x) - y).abs() < 4e-16, "erf({x}) = {}", erf(x));
             assert_eq!(erf(-x), -erf(x));
         }
         assert_eq!(erf(0.0), 0.0);
