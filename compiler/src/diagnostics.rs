@@ -57,6 +57,7 @@ pub const CODES: &[(&str, &str)] = &[
     ("K0117", "missing or unfit attribute"),
     ("K0118", "number out of range"),
     ("K0119", "concatenated tensors differ in another axis"),
+    ("K0120", "wrong kind of argument"),
     ("K0801", "no state file"),
     ("K0802", "state file cannot be read or written"),
     ("K0803", "damaged state file"),
