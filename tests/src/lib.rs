@@ -1,1 +1,5 @@
-//! (being built)
+//! What several tiers of tests share: folders, skips that are counted, comparison of tensors.
+
+pub mod folders;
+pub mod skips;
+pub mod snapshot;

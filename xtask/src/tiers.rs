@@ -1,0 +1,203 @@
+//! The tiers of tests: which cargo commands each consists of, how they are run, counted and printed.
+
+use crate::report::{Counts, listed};
+use crate::{vulkan, workspace};
+use std::fs;
+use std::io::{BufRead, BufReader};
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+/// What the user asked for.
+#[derive(Default)]
+pub struct Options {
+    /// Print cases only.
+    pub list: bool,
+    /// Recompute peers' values.
+    pub fresh: bool,
+    /// Only these tiers; all if empty.
+    pub only: Vec<&'static str>,
+}
+
+/// One tier: a question, and the cargo commands that answer it.
+pub struct Tier {
+    /// Its name.
+    pub name: &'static str,
+    /// What it answers.
+    pub question: &'static str,
+    /// Arguments after `cargo test`, one list per command.
+    commands: &'static [&'static [&'static str]],
+}
+
+/// All tiers, cheapest answers first.
+pub const TIERS: &[Tier] = &[
+    Tier {
+        name: "tidy",
+        question: "is the tree as ARCHITECTURE.md says?",
+        commands: &[&["-p", "kiln-tests", "--test", "tidy"]],
+    },
+    Tier {
+        name: "unit",
+        question: "is this function right?",
+        commands: &[
+            &["-p", "kiln-compiler", "--features", "emit", "--lib"],
+            &["-p", "kiln-macros", "--lib"],
+            &["-p", "kiln", "--lib"],
+            &["-p", "kiln-examples", "--lib", "--bins"],
+            &["-p", "xtask"],
+        ],
+    },
+    Tier {
+        name: "ui",
+        question: "does each rule fire on the right token, and only then?",
+        commands: &[&["-p", "kiln-tests", "--test", "ui"]],
+    },
+];
+
+/// The tier called `name`.
+pub fn find(name: &str) -> Result<&'static Tier, String> {
+    TIERS.iter().find(|tier| tier.name == name).ok_or_else(|| {
+        let known: Vec<&str> = TIERS.iter().map(|tier| tier.name).collect();
+        format!("no tier `{name}`; there are {}", known.join(", "))
+    })
+}
+
+/// Runs or lists the tiers; true when nothing failed.
+pub fn run(options: &Options) -> Result<bool, String> {
+    let machine = Machine::probe(!options.list);
+    let mut total = Counts::default();
+    let mut rows = Vec::new();
+    for tier in TIERS.iter().filter(|tier| options.only.is_empty() || options.only.contains(&tier.name)) {
+        println!("\n== {}: {}", tier.name, tier.question);
+        let begin = Instant::now();
+        let mut counts = if options.list { list(tier, &machine)? } else { execute(tier, &machine, options)? };
+        if counts.cases() == 0 {
+            println!("tier `{}` has no case: that is a failure", tier.name);
+            counts.failed += 1;
+        }
+        rows.push(row(tier.name, &counts, options.list, begin.elapsed()));
+        total.add(counts);
+    }
+    println!("\n{:<14} {:>7} {:>7} {:>7} {:>7}", "tier", "cases", "failed", "skipped", "s");
+    for row in rows {
+        println!("{row}");
+    }
+    let verb = if options.list { "to run" } else { "passed" };
+    println!("\n{} {verb}, {} failed, {} skipped", total.passed, total.failed, total.skips());
+    Ok(total.failed == 0)
+}
+
+/// What this machine lacks; each is the reason of a skip.
+struct Machine {
+    no_wgpu: Option<String>,
+    no_cuda: Option<String>,
+}
+
+impl Machine {
+    fn probe(may_install: bool) -> Machine {
+        let has_card = std::path::Path::new("/proc/driver/nvidia").exists();
+        let no_cuda = (!has_card).then(|| "no CUDA card; the CUDA device is compiled only".to_owned());
+        Machine { no_wgpu: vulkan::prepare(may_install), no_cuda }
+    }
+
+    /// Why a case cannot run here; cases say in their names which device they need.
+    fn reason_to_skip(&self, case: &str) -> Option<&str> {
+        let needs = |word: &str| case.contains(word);
+        match () {
+            () if needs("wgpu") => self.no_wgpu.as_deref(),
+            () if needs("cuda") => self.no_cuda.as_deref(),
+            () => None,
+        }
+    }
+}
+
+fn list(tier: &Tier, machine: &Machine) -> Result<Counts, String> {
+    let mut counts = Counts::default();
+    for arguments in tier.commands {
+        let all = names(arguments, &["--list"])?;
+        let ignored = names(arguments, &["--list", "--ignored"])?;
+        for case in &all {
+            match machine.reason_to_skip(case) {
+                Some(reason) => counts.skip(reason),
+                None if ignored.contains(case) => counts.skip("marked as ignored in the source"),
+                None => counts.passed += 1,
+            }
+        }
+    }
+    Ok(counts)
+}
+
+fn names(arguments: &[&str], flags: &[&str]) -> Result<Vec<String>, String> {
+    let output = command(arguments)
+        .arg("--")
+        .args(flags)
+        .stderr(Stdio::inherit())
+        .output()
+        .map_err(|e| format!("cargo did not start: {e}"))?;
+    if !output.status.success() {
+        return Err(format!("`cargo test {}` does not build", arguments.join(" ")));
+    }
+    Ok(listed(&String::from_utf8_lossy(&output.stdout)))
+}
+
+fn execute(tier: &Tier, machine: &Machine, options: &Options) -> Result<Counts, String> {
+    let skips = workspace::target().join("skips.txt");
+    let mut counts = Counts::default();
+    for arguments in tier.commands {
+        fs::create_dir_all(workspace::target()).map_err(|e| format!("{}: {e}", workspace::target().display()))?;
+        fs::write(&skips, "").map_err(|e| format!("{}: {e}", skips.display()))?;
+        let mut command = command(arguments);
+        command.env("KILN_SKIPS", &skips);
+        if let Some(reason) = &machine.no_wgpu {
+            command.env("KILN_NO_WGPU", reason);
+        }
+        if let Some(reason) = &machine.no_cuda {
+            command.env("KILN_NO_CUDA", reason);
+        }
+        if options.fresh {
+            command.env("KILN_FRESH_PEERS", "1");
+        }
+        let (output, success) = stream(command)?;
+        let mut one = Counts::of_run(&output);
+        one.take_skips(&fs::read_to_string(&skips).unwrap_or_default());
+        if !success && one.failed == 0 {
+            // Did not build, or died before its summary.
+            one.failed = 1;
+        }
+        counts.add(one);
+    }
+    Ok(counts)
+}
+
+/// Runs a command, prints its lines as they come, and returns them with its success.
+fn stream(mut command: Command) -> Result<(String, bool), String> {
+    let mut child = command.stdout(Stdio::piped()).spawn().map_err(|e| format!("cargo did not start: {e}"))?;
+    let mut kept = String::new();
+    if let Some(stdout) = child.stdout.take() {
+        for line in BufReader::new(stdout).lines() {
+            let line = line.map_err(|e| format!("reading cargo's output: {e}"))?;
+            // Passing cases are counted, not printed.
+            if !line.ends_with(" ... ok") && !line.is_empty() {
+                println!("{line}");
+            }
+            kept.push_str(&line);
+            kept.push('\n');
+        }
+    }
+    let status = child.wait().map_err(|e| format!("waiting for cargo: {e}"))?;
+    Ok((kept, status.success()))
+}
+
+fn command(arguments: &[&str]) -> Command {
+    let mut command = workspace::cargo();
+    command.arg("test").args(arguments);
+    command
+}
+
+fn row(name: &str, counts: &Counts, listing: bool, elapsed: Duration) -> String {
+    let seconds = if listing { String::new() } else { elapsed.as_secs().to_string() };
+    let mut row = format!("{name:<14} {:>7} {:>7} {:>7} {seconds:>7}", counts.cases(), counts.failed, counts.skips());
+    for (reason, n) in &counts.skipped {
+        row.push_str(&format!("\n{:<14} {n} skipped: {reason}", ""));
+    }
+    row
+}
