@@ -51,6 +51,19 @@ pub const TIERS: &[Tier] = &[
         question: "does each rule fire on the right token, and only then?",
         commands: &[&["-p", "kiln-tests", "--test", "ui"]],
     },
+    Tier {
+        name: "golden",
+        question: "what does each pass do?",
+        commands: &[
+            &["-p", "kiln-tests", "--test", "golden"],
+            &["-p", "kiln-compiler", "--features", "emit", "--test", "launches"],
+        ],
+    },
+    Tier {
+        name: "gradients",
+        question: "is every derivative right?",
+        commands: &[&["-p", "kiln-compiler", "--features", "emit", "--test", "ops"]],
+    },
 ];
 
 /// The tier called `name`.
