@@ -1,0 +1,14 @@
+//! Kernels of the host device: pure functions over views of an arena, planned once and run without allocating.
+//!
+//! Every kernel has a plan (built from shapes) and a `run`. Scratch is passed in; its size comes from the plan. Results have the
+//! same bits for any number of threads: work is split over outputs only, and reductions follow trees fixed by shapes.
+//!
+//! Reading order: [`cpu`] (which instructions) → [`pool`] (who runs) → [`buffer`] (what memory) → `micro` (inner loop of products) →
+//! [`gemm`].
+
+pub mod buffer;
+pub mod cpu;
+pub mod gemm;
+mod micro;
+pub mod pool;
+mod share;

@@ -1,0 +1,3 @@
+//! Devices: each executes a whole schedule over one arena.
+
+pub mod host;
