@@ -15,15 +15,19 @@ pub(super) fn list(axes: &[Axis]) -> String {
 pub(super) fn operands<'a, const N: usize>(op: &str, types: &[&'a Type]) -> Check<[&'a Type; N]> {
     <[&Type; N]>::try_from(types).map_err(|_| {
         let s = if N == 1 { "" } else { "s" };
-        TypeError::new("K0116", format!("`{op}` takes {N} operand{s}, {} are given", types.len()))
+        TypeError::new("K0116", format!("`{op}` takes {N} operand{s}, {} given", are(types.len())))
     })
+}
+
+fn are(n: usize) -> String {
+    format!("{n} {}", if n == 1 { "is" } else { "are" })
 }
 
 /// At least `n` operands.
 pub(super) fn at_least(op: &str, types: &[&Type], n: usize) -> Check {
     match types.len() >= n {
         true => Ok(()),
-        false => Err(TypeError::new("K0116", format!("`{op}` takes {n} operands or more, {} are given", types.len()))),
+        false => Err(TypeError::new("K0116", format!("`{op}` takes {n} or more operands, {} given", are(types.len())))),
     }
 }
 
@@ -65,6 +69,14 @@ pub(super) fn distinct(op: &str, shape: &[Axis]) -> Check {
     }
 }
 
+/// No axis that the user lists appears twice.
+pub(super) fn no_repeats(op: &str, axes: &[Axis]) -> Check {
+    match axes.iter().enumerate().find(|(i, a)| axes[..*i].contains(a)) {
+        None => Ok(()),
+        Some((_, a)) => Err(TypeError::new("K0104", format!("`{op}` names `{a}` twice: {}", list(axes)))),
+    }
+}
+
 /// Operands from `first` on have the same axes in the same order.
 pub(super) fn same_axes(op: &str, types: &[&Type], first: usize) -> Check {
     let a = types[first];
@@ -84,7 +96,9 @@ pub(super) fn same_axes(op: &str, types: &[&Type], first: usize) -> Check {
         (missing, []) => {
             error.help(format!("`{{{first}}}` lacks {}: broadcast it to {}", list(missing), list(&b.shape)))
         }
-        ([x], [y]) => error.help(format!("if `{x}` and `{y}` mean the same, `.rename({x}, {y})` says so")),
+        ([theirs], [ours]) => error.help(format!(
+            "if `{ours}` and `{theirs}` mean the same, `.rename({theirs}, {ours})` on `{{{j}}}` says so"
+        )),
         _ => error,
     })
 }
@@ -123,7 +137,7 @@ pub(super) fn axis(op: &str, attrs: &Attrs, name: &str) -> Check<Axis> {
 /// An attribute that is a list of different axes.
 pub(super) fn axes<'a>(op: &str, attrs: &'a Attrs, name: &str) -> Check<&'a [Axis]> {
     match attrs.get(name) {
-        Some(Attr::Axes(a)) => distinct(op, a).map(|()| a.as_slice()),
+        Some(Attr::Axes(a)) => no_repeats(op, a).map(|()| a.as_slice()),
         other => Err(unfit(op, name, "a list of axes", other)),
     }
 }

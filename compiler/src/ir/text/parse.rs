@@ -147,6 +147,7 @@ impl<'a> Parser<'a> {
                 c => out.push(c),
             }
         }
+        self.at = start;
         Err(self.error("a string does not end"))
     }
 

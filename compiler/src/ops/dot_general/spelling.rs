@@ -40,7 +40,11 @@ pub fn einsum_axes(spec: &str, a: &Type, b: &Type) -> Result<Vec<Axis>, TypeErro
     let Some((inputs, out)) = spec.split_once("->") else { return Err(malformed(format!("`{spec}` has no `->`"))) };
     let parts: Vec<&str> = inputs.split(',').collect();
     let [left, right] = parts.as_slice() else {
-        return Err(malformed(format!("`{spec}` names {} operands, it takes 2", parts.len())));
+        return Err(malformed(format!(
+            "`{spec}` names {} operand{}, it takes 2",
+            parts.len(),
+            if parts.len() == 1 { "" } else { "s" }
+        )));
     };
     let mut labels: Vec<(&str, Axis, usize)> = Vec::new();
     for (i, (part, ty)) in [(left, a), (right, b)].into_iter().enumerate() {
@@ -64,7 +68,7 @@ pub fn einsum_axes(spec: &str, a: &Type, b: &Type) -> Result<Vec<Axis>, TypeErro
             None => Err(malformed(format!("`{w}` is in the result, but in no operand"))),
         })
         .collect::<Result<_, _>>()?;
-    rules::distinct("einsum", &out)?;
+    rules::no_repeats("einsum", &out)?;
     check_contraction("`einsum`", a, b, &out)?;
     Ok(out)
 }
