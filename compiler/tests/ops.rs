@@ -535,6 +535,148 @@ fn op(name: &str) -> Op {
     ops::find(name).unwrap_or_else(|| panic!("no operation `{name}`"))
 }
 
+/// Values worked out by hand: (result type, operation with attributes, operands as type and elements, expected elements).
+#[test]
+fn values() {
+    type Case<'a> = (&'a str, &'a str, &'a [(&'a str, &'a [f64])], &'a [f64]);
+    let counted: &[f64] = &[0.0, 1.0, 2.0, 3.0, 4.0, 5.0];
+    let cases: &[Case<'_>] = &[
+        ("f32[B, D]", "const(X) {shape=[B, D], value=2}", &[], &[2.0; 6]),
+        ("f32[B, D]", "iota(X) {axis='D, shape=[B, D]}", &[], &[0.0, 1.0, 2.0, 0.0, 1.0, 2.0]),
+        ("f32[D, B]", "iota(X) {axis='D, shape=[D, B]}", &[], &[0.0, 0.0, 1.0, 1.0, 2.0, 2.0]),
+        ("f32[K]", "half_sign(X) {axis='K, shape=[K]}", &[], &[-1.0, -1.0, 1.0, 1.0]),
+        ("f32[]", "size(X) {axes=[B, D], shape=[]}", &[], &[6.0]),
+        ("f32[]", "size(X) {axes=[K], recip=true, shape=[]}", &[], &[0.25]),
+        ("f32[D, B]", "broadcast(X) {to=[D, B]}", &[("f32[B]", &[1.0, 2.0])], &[1.0, 2.0, 1.0, 2.0, 1.0, 2.0]),
+        ("f32[D, B]", "permute(X) {to=[D, B]}", &[("f32[B, D]", counted)], &[0.0, 3.0, 1.0, 4.0, 2.0, 5.0]),
+        ("f32[B, D]", "split(X) {axis='E, into=[B, D]}", &[("f32[E]", counted)], counted),
+        ("f32[E]", "merge(X) {axes=[B, D], into='E}", &[("f32[B, D]", counted)], counted),
+        ("f32[B, H]", "slice(X) {axis='D, start=1, to='H}", &[("f32[B, D]", counted)], &[1.0, 2.0, 4.0, 5.0]),
+        ("f32[D]", "pad(X) {axis='H, before=1, to='D}", &[("f32[H]", &[1.0, 2.0])], &[0.0, 1.0, 2.0]),
+        ("f32[D]", "pad(X) {axis='I, before='B, to='D}", &[("f32[I]", &[7.0])], &[0.0, 0.0, 7.0]),
+        (
+            "f32[B, D]",
+            "concat(X) {axis='H, other='I, to='D}",
+            &[("f32[B, H]", &[1.0, 2.0, 3.0, 4.0]), ("f32[B, I]", &[8.0, 9.0])],
+            &[1.0, 2.0, 8.0, 3.0, 4.0, 9.0],
+        ),
+        ("f32[K, I]", "rotate_half(X) {axis='K}", &[("f32[K, I]", &[1.0, 2.0, 3.0, 4.0])], &[3.0, 4.0, 1.0, 2.0]),
+        ("f32[D]", "reduce_sum(X) {axes=[B]}", &[("f32[B, D]", counted)], &[3.0, 5.0, 7.0]),
+        ("f32[B]", "reduce_max(X) {axes=[D]}", &[("f32[B, D]", &[-1.0, -3.0, -2.0, 0.0, 9.0, 1.0])], &[-1.0, 9.0]),
+        ("f32[B]", "mean(X) {axes=[D]}", &[("f32[B, D]", counted)], &[1.0, 4.0]),
+        (
+            "f32[H, B]",
+            "dot_general(X) {out=[H, B]}",
+            &[("f32[B, D]", counted), ("f32[D, H]", &[1.0, 0.0, 0.0, 10.0, 100.0, 0.0])],
+            &[200.0, 503.0, 10.0, 40.0],
+        ),
+        (
+            "f32[D, B]",
+            "gather(X)",
+            &[("f32[H, B]", &[1.0, 2.0, 3.0, 4.0]), ("i32[D]", &[1.0, -1.0, 0.0])],
+            &[3.0, 4.0, 0.0, 0.0, 1.0, 2.0],
+        ),
+        (
+            "f32[H, B]",
+            "scatter_add(X) {axis='H}",
+            &[("i32[D]", &[1.0, -1.0, 1.0]), ("f32[D, B]", counted)],
+            &[0.0, 0.0, 4.0, 6.0],
+        ),
+        ("bool[D]", "lt(X)", &[("f32[D]", &[1.0, 2.0, 3.0]), ("i32[D]", &[2.0, 2.0, 2.0])], &[1.0, 0.0, 0.0]),
+        ("bool[D]", "le(X)", &[("f32[D]", &[1.0, 2.0, 3.0]), ("i32[D]", &[2.0, 2.0, 2.0])], &[1.0, 1.0, 0.0]),
+        ("bool[D]", "gt(X)", &[("i32[D]", &[1.0, 2.0, 3.0]), ("f32[D]", &[2.0, 2.0, 2.0])], &[0.0, 0.0, 1.0]),
+        ("bool[D]", "ge(X)", &[("i32[D]", &[1.0, 2.0, 3.0]), ("f32[D]", &[2.0, 2.0, 2.0])], &[0.0, 1.0, 1.0]),
+        ("bool[D]", "eq(X)", &[("f32[D]", &[1.0, 2.0, 3.0]), ("f32[D]", &[2.0, 2.0, 2.0])], &[0.0, 1.0, 0.0]),
+        ("bool[D]", "ne(X)", &[("f32[D]", &[1.0, 2.0, 3.0]), ("f32[D]", &[2.0, 2.0, 2.0])], &[1.0, 0.0, 1.0]),
+        (
+            "f32[D]",
+            "select(X)",
+            &[("bool[D]", &[1.0, 0.0, 1.0]), ("f32[D]", &[1.0, 2.0, 3.0]), ("f32[D]", &[4.0, 5.0, 6.0])],
+            &[1.0, 5.0, 3.0],
+        ),
+        ("f32[D]", "max(X)", &[("f32[D]", &[1.0, 2.0, 3.0]), ("f32[D]", &[2.0, 2.0, 2.0])], &[2.0, 2.0, 3.0]),
+        ("f32[D]", "min(X)", &[("f32[D]", &[1.0, 2.0, 3.0]), ("f32[D]", &[2.0, 2.0, 2.0])], &[1.0, 2.0, 2.0]),
+        ("f32[D]", "sign(X)", &[("f32[D]", &[-3.0, 0.0, 3.0])], &[-1.0, 0.0, 1.0]),
+        ("f32[D]", "relu(X)", &[("f32[D]", &[-3.0, 0.0, 3.0])], &[0.0, 0.0, 3.0]),
+    ];
+    let sizes: Sizes = [("B", 2), ("D", 3), ("E", 6), ("H", 2), ("I", 1), ("K", 4)]
+        .map(|(a, n)| (Axis::new(a), n))
+        .into_iter()
+        .collect();
+    for (result, call, operands, expected) in cases {
+        let numbered = |f: &dyn Fn(usize) -> String| (0..operands.len()).map(f).collect::<Vec<_>>().join(", ");
+        let args = numbered(&|i| format!("%{i}: {}", operands[i].0));
+        let n = operands.len();
+        let call = call.replace('X', &numbered(&|i| format!("%{i}")));
+        let text = format!("fn({args}) {{ %{n}: {result} = {call} return %{n} }}");
+        let func = checked(parse_func(&text).unwrap_or_else(|e| panic!("{e}: {text}")));
+        let array = |v: ValueId, x: &[f64]| Array::new(sizes.shape(&func.ty(v).shape), x.to_vec());
+        let x: Vec<Array> = func.inputs.iter().zip(*operands).map(|(&v, (_, x))| array(v, x)).collect();
+        let y = with_cx(&sizes, |cx| interp::run(cx, &func, &x));
+        assert_eq!(y, [array(func.outputs[0], expected)], "{text}");
+    }
+}
+
+/// The library operations against the same mathematics in primitives.
+#[test]
+fn attention_is_the_masked_softmax_of_scores() {
+    let grouped = "B G R S K";
+    each_sample(|case, sizes, x, _| {
+        let (causal, &[Real(q), Real(k), _]) = (case.attrs.flag("causal"), case.args.as_slice()) else { return };
+        if case.op != "attention" {
+            return;
+        }
+        // Keys named as queries get a name of their own.
+        let keys = if q == grouped { "B G T K" } else { k };
+        let mut sizes = sizes.clone();
+        if q == grouped {
+            renamed(&mut sizes);
+        }
+        let mut b = Builder::default();
+        let (query, key) = (b.func.add_input(Type::f32(axes(q)), "q"), b.func.add_input(Type::f32(axes(keys)), "k"));
+        let value = b.func.add_input(Type::f32(axes(keys)), "v");
+        let scores = axes(&format!("{} S T", q.trim_end_matches("S K")));
+        let product = b.dot(query, key, &scores);
+        let scaled = b.scale(product, 1.0 / (size(&sizes, "K") as f64).sqrt());
+        let index = |b: &mut Builder, a| b.op("iota", axis("axis", a).with("shape", scores.clone()), &[]);
+        let (i, j) = (index(&mut b, "S"), index(&mut b, "T"));
+        let shift = b.constant(size(&sizes, "T") as f64 - size(&sizes, "S") as f64, &scores);
+        let last = b.add(i, shift);
+        let seen = b.binary("le", j, last);
+        let never = b.constant(f64::NEG_INFINITY, &scores);
+        let masked = if causal { b.op("select", none(), &[seen, scaled, never]) } else { scaled };
+        let p = b.op("softmax", axis("axis", "T"), &[masked]);
+        let e = b.unary("exp", masked);
+        let sum = b.sum(e, &axes("T"));
+        let lse = b.unary("log", sum);
+        b.func.outputs = vec![b.dot(p, value, &axes(q)), lse];
+        let reference = checked(b.func);
+        let y = with_cx(&sizes, |cx| (interp::run(cx, &forward(case), x), interp::run(cx, &reference, x)));
+        for (a, b) in y.0.iter().zip(&y.1).flat_map(|(a, b)| a.data.iter().zip(&b.data)) {
+            assert!(close(*a, *b, SAME, SAME), "{:?} {sizes:?}: {a}, in primitives {b}", case.attrs);
+        }
+    });
+}
+
+#[test]
+fn linear_cross_entropy_is_cross_entropy_of_the_product() {
+    each_sample(|case, sizes, x, _| {
+        if case.op != "linear_cross_entropy" {
+            return;
+        }
+        let mut b = Builder::default();
+        let v: Vec<ValueId> = case.args.iter().map(|&a| b.func.add_input(arg_type(a), "x")).collect();
+        let mut logits = b.shape(v[2]);
+        logits.push(Axis::new("V"));
+        let logits = b.dot(v[0], v[1], &logits);
+        b.func.outputs = b.ops("cross_entropy", none(), &[logits, v[2]]);
+        let reference = checked(b.func);
+        let y = with_cx(sizes, |cx| (interp::run(cx, &forward(case), x), interp::run(cx, &reference, x)));
+        assert!(close(y.0[0].data[0], y.1[0].data[0], SAME, SAME), "{} {}", y.0[0].data[0], y.1[0].data[0]);
+        assert_eq!(y.0[1], y.1[1]);
+    });
+}
+
 #[test]
 fn stop_gradient_is_the_identity_without_a_derivative() {
     let case = case("stop_gradient", none(), &[Real("B S")]);

@@ -43,7 +43,8 @@ fn messages() {
     let eps = none().with("eps", 1e-5);
     let causal = none().with("causal", true);
     let to = |text| none().with("to", axes(text));
-    let cases: Vec<(&str, Attrs, &[&str], Option<usize>, &str)> = vec![
+    type Case<'a> = (&'a str, Attrs, &'a [&'a str], Option<usize>, &'a str);
+    let cases: Vec<Case<'_>> = vec![
         (
             "add",
             none(),

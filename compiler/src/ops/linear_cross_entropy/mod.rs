@@ -118,9 +118,9 @@ fn eval_vjp(_: &EvalCx<'_>, n: &EvalNode<'_>) -> Vec<Array> {
         for (v, z) in logits(row, w).into_iter().enumerate() {
             let onehot = f64::from(u8::from(targets.data[i] == v as f64));
             let e = ((z - lse.data[i]).exp() - onehot) * dsum.data[0];
-            for c in 0..d {
+            for (c, &x) in row.iter().enumerate() {
                 dx.data[i * d + c] += e * w.data[v * d + c];
-                dw.data[v * d + c] += e * row[c];
+                dw.data[v * d + c] += e * x;
             }
         }
     }

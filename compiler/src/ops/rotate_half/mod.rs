@@ -26,7 +26,7 @@ fn infer(attrs: &Attrs, xs: &[&Type]) -> Result<Vec<Type>, TypeError> {
 fn eval(cx: &EvalCx<'_>, n: &EvalNode<'_>) -> Vec<Array> {
     let (axis, shape) = (n.attrs().axis("axis"), n.axes(0));
     let size = cx.sizes.of(axis);
-    assert!(size % 2 == 0, "`rotate_half` exchanges two halves, but `{axis}` has {size} elements");
+    assert!(size.is_multiple_of(2), "`rotate_half` exchanges two halves, but `{axis}` has {size} elements");
     let k = interp::offsets(cx.sizes, shape, &[axis]);
     let stride: usize = shape.iter().rev().take_while(|&&a| a != axis).map(|&a| cx.sizes.of(a)).product();
     let half = size / 2 * stride;
