@@ -2,6 +2,7 @@
 
 mod book;
 mod mutants;
+mod peers;
 mod report;
 mod tiers;
 mod vulkan;

@@ -1,7 +1,7 @@
 //! The tiers of tests: which cargo commands each consists of, how they are run, counted and printed.
 
 use crate::report::{Counts, listed};
-use crate::{vulkan, workspace};
+use crate::{peers, vulkan, workspace};
 use std::fs;
 use std::io::{BufRead, BufReader};
 use std::process::{Command, Stdio};
@@ -166,8 +166,9 @@ fn execute(tier: &Tier, machine: &Machine, options: &Options) -> Result<Counts, 
         if let Some(reason) = &machine.no_cuda {
             command.env("KILN_NO_CUDA", reason);
         }
-        if options.fresh {
-            command.env("KILN_FRESH_PEERS", "1");
+        if options.fresh && tier.name == "peers" {
+            let fresh = peers::compute()?;
+            command.env("KILN_PEERS_VALUES", fresh.values).env("KILN_PEERS_PYTHON", fresh.python);
         }
         let (output, success) = stream(command)?;
         let mut one = Counts::of_run(&output);
