@@ -64,6 +64,16 @@ pub const TIERS: &[Tier] = &[
         question: "is every derivative right?",
         commands: &[&["-p", "kiln-compiler", "--features", "emit", "--test", "ops"]],
     },
+    Tier {
+        name: "peers",
+        question: "does PyTorch get the same values?",
+        commands: &[&["-p", "kiln-tests", "--test", "peers"]],
+    },
+    Tier {
+        name: "docs",
+        question: "do the examples in the documentation run?",
+        commands: &[&["--doc", "-p", "kiln-compiler", "-p", "kiln"]],
+    },
 ];
 
 /// The tier called `name`.
