@@ -2,5 +2,6 @@
 
 pub mod folders;
 pub mod peers;
+pub mod programs;
 pub mod skips;
 pub mod snapshot;

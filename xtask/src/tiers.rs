@@ -40,6 +40,7 @@ pub const TIERS: &[Tier] = &[
         question: "is this function right?",
         commands: &[
             &["-p", "kiln-compiler", "--features", "emit", "--lib"],
+            &["-p", "kiln-compiler", "--features", "emit", "--test", "text", "--test", "type_errors"],
             &["-p", "kiln-macros", "--lib"],
             &["-p", "kiln", "--lib"],
             &["-p", "kiln-examples", "--lib", "--bins"],
@@ -63,6 +64,11 @@ pub const TIERS: &[Tier] = &[
         name: "gradients",
         question: "is every derivative right?",
         commands: &[&["-p", "kiln-compiler", "--features", "emit", "--test", "ops"]],
+    },
+    Tier {
+        name: "random",
+        question: "do passes keep the meaning of random programs?",
+        commands: &[&["-p", "kiln-tests", "--test", "random"]],
     },
     Tier {
         name: "peers",
