@@ -65,6 +65,8 @@ pub struct LayerDef {
     pub module: &'static str,
     /// Its IR in text form; for a traced layer only the header (its body is recorded by `record`).
     pub ir: &'static str,
+    /// Types at its boundary.
+    pub sig: &'static Sig,
     /// Definitions of its children, in the order of the IR's `sub` arguments.
     pub subs: &'static [&'static LayerDef],
     /// Kernels that its macro emitted.
@@ -79,7 +81,14 @@ pub struct KernelDef {
     pub hash: u64,
     /// Readable name, such as `block_fwd_3_add_rms_norm`.
     pub name: &'static str,
-    /// Builds the kernel with CubeCL; absent when no GPU feature is compiled in.
-    #[cfg(any(feature = "wgpu", feature = "cuda"))]
-    pub define: crate::device::cube::DefineFn,
+}
+
+/// Registers a layer for tools; emitted by `#[layer]`.
+pub struct LayerEntry(pub &'static LayerDef);
+
+inventory::collect!(LayerEntry);
+
+/// Layers of all linked crates, for tools that check or list every layer. Planning starts at a root type and never reads this.
+pub fn layers() -> impl Iterator<Item = &'static LayerDef> {
+    inventory::iter::<LayerEntry>.into_iter().map(|entry| entry.0)
 }

@@ -1,13 +1,24 @@
 //! Train neural networks from annotated Rust functions.
 
+// The macros name this crate `kiln` in its own tests too.
+extern crate self as kiln;
+
 pub mod data;
 pub mod device;
 pub mod interrupt;
+pub mod layer;
 pub mod metrics;
 pub mod optim;
 pub mod plot;
+pub mod prelude;
 pub mod progress;
 pub mod run_dir;
 pub mod scaler;
 pub mod schedule;
 pub mod state;
+pub mod tensor;
+
+#[doc(hidden)]
+pub mod __private;
+
+pub use layer::{Axis, Layer, layers};

@@ -1,0 +1,4 @@
+//! What a model's file imports: `use kiln::prelude::*;`.
+
+pub use crate::layer::{Axis, Layer};
+pub use crate::tensor::{Causal, Full, Ids, Loss, Repeat, Rope, Tensor, stop_gradient};

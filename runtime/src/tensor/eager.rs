@@ -1,0 +1,285 @@
+//! Host values: one method becomes a small IR function, which the f64 interpreter runs; the results are rounded to f32.
+
+use super::apply::In;
+use super::session::{self, Handle, HostValue};
+use kiln_compiler::interp::{self, Array};
+use kiln_compiler::ir::{Axis, Builder, Node, Sizes, Type, ValueId};
+use kiln_compiler::methods::{self, Arg, Method};
+use kiln_compiler::ops::{EvalCx, TypeError};
+use std::rc::Rc;
+use xxhash_rust::xxh3::xxh3_64;
+
+/// Applies a method to host values.
+#[track_caller]
+pub fn apply(method: &Method, args: &[In]) -> Vec<Handle> {
+    let mut operands: Vec<HostValue> =
+        args.iter().filter_map(In::handle).map(|h| session::host(h, method.name)).collect();
+    line_up_unnamed(method.name, args, &mut operands);
+    let site = method.random.then(next_site);
+    run(method.name, &operands, |b, inputs| {
+        let mut inputs = inputs.iter().copied();
+        let mut next = |_| inputs.next().unwrap_or_else(|| panic!("an operand of `{}` was not collected", method.name));
+        let mut lowered: Vec<Arg> = args.iter().map(|a| a.lower(&mut next)).collect();
+        lowered.extend(site.map(|s| Arg::Number(s.into())));
+        methods::apply(b, method, &lowered)
+    })
+}
+
+/// A number as a tensor without axes.
+#[track_caller]
+pub fn scalar(number: &In) -> Handle {
+    run("a number", &[], |b, _| match number.lower(|_| panic!("a number is no operand")) {
+        Arg::Number(x) => Ok(vec![methods::scalar(b, x)?]),
+        _ => Err(TypeError::new("K0120", "a number is needed here")),
+    })[0]
+}
+
+/// `sum * factor`, for a loss.
+#[track_caller]
+pub fn scale_loss(sum: Handle, factor: f64) -> Handle {
+    let sum = session::host(sum, "mul");
+    run("mul", &[sum], |b, v| Ok(vec![methods::scale_loss(b, [v[0], v[0]], factor.into())?[0]]))[0]
+}
+
+/// The value with other names for its axes.
+///
+/// # Panics
+/// If the number of names differs.
+#[track_caller]
+pub fn rename_all(handle: Handle, axes: &[Axis]) -> Handle {
+    let mut value = session::host(handle, "named");
+    let (rank, dims) = (value.array.dims.len(), &value.array.dims);
+    assert_eq!(rank, axes.len(), "K0122: {} names for a tensor with {rank} axes, of sizes {dims:?}", axes.len());
+    value.ty.shape = axes.to_vec();
+    session::keep(value)
+}
+
+/// Builds a function over the operands, evaluates it and keeps its results.
+#[track_caller]
+fn run(
+    name: &str,
+    operands: &[HostValue],
+    build: impl FnOnce(&mut Builder, &[ValueId]) -> Result<Vec<ValueId>, TypeError>,
+) -> Vec<Handle> {
+    let mut sizes = Sizes::new();
+    for (i, value) in operands.iter().enumerate() {
+        bind_sizes(name, i, value, &mut sizes);
+    }
+    let mut b = Builder::default();
+    let inputs: Vec<ValueId> =
+        operands.iter().enumerate().map(|(i, v)| b.func.add_input(v.ty.clone(), &format!("x{i}"))).collect();
+    let outputs = match build(&mut b, &inputs) {
+        Ok(outputs) => outputs,
+        Err(error) => panic!("{}", error.diagnostic()),
+    };
+    for node in &b.func.nodes {
+        derive_sizes(name, node, &mut sizes);
+    }
+    for value in &b.func.values {
+        value.ty.shape.iter().for_each(|&a| require_size(name, a, &mut sizes));
+    }
+    b.func.outputs = outputs;
+    let arrays: Vec<Array> = operands.iter().map(|v| (*v.array).clone()).collect();
+    let seed = session::with(|s| s.seed);
+    let uniform = |site: i64, index: u64| uniform(seed, site, index);
+    let results = interp::run(&EvalCx { sizes: &sizes, uniform: &uniform }, &b.func, &arrays);
+    let types: Vec<Type> = b.func.outputs.iter().map(|&v| b.func.ty(v).clone()).collect();
+    results
+        .into_iter()
+        .zip(types)
+        .map(|(array, ty)| session::keep(HostValue { array: rounded(array, &ty), ty }))
+        .collect()
+}
+
+fn rounded(mut array: Array, ty: &Type) -> Rc<Array> {
+    if ty.dtype.is_float() {
+        array.data.iter_mut().for_each(|x| *x = f64::from(*x as f32));
+    }
+    Rc::new(array)
+}
+
+/// A number in [0, 1) that depends on the seed, the site and the index only; its 24 bits are exact in f32.
+fn uniform(seed: u64, site: i64, index: u64) -> f32 {
+    const BITS: u32 = 24;
+    let mut key = [0; 24];
+    key[..8].copy_from_slice(&seed.to_le_bytes());
+    key[8..16].copy_from_slice(&site.to_le_bytes());
+    key[16..].copy_from_slice(&index.to_le_bytes());
+    (xxh3_64(&key) >> (u64::BITS - BITS)) as f32 / (1u32 << BITS) as f32
+}
+
+/// The number of the next random operation of the running function.
+fn next_site() -> i64 {
+    session::with(|s| match s.frames.last_mut() {
+        Some(frame) => {
+            frame.sites += 1;
+            frame.sites - 1
+        }
+        None => 0,
+    })
+}
+
+#[track_caller]
+fn bind_sizes(name: &str, i: usize, value: &HostValue, sizes: &mut Sizes) {
+    for (&axis, &n) in value.ty.shape.iter().zip(&value.array.dims) {
+        match sizes.bind(axis, n) {
+            Some(before) if before != n => {
+                panic!("K0121: `{name}`: axis `{axis}` has size {before}, but {n} in operand {}", i + 1)
+            }
+            _ => {}
+        }
+    }
+}
+
+/// Sizes of axes that an operation makes out of others.
+#[track_caller]
+fn derive_sizes(name: &str, node: &Node, sizes: &mut Sizes) {
+    let attrs = &node.attrs;
+    match node.op.name {
+        "rename" => derive(name, attrs.axis("to"), sizes.get(attrs.axis("from")), sizes),
+        "merge" => {
+            let product = attrs.axes("axes").iter().map(|&a| sizes.get(a)).product();
+            derive(name, attrs.axis("into"), product, sizes);
+        }
+        "concat" => {
+            let sum = [attrs.axis("axis"), attrs.axis("other")].iter().map(|&a| sizes.get(a)).sum();
+            derive(name, attrs.axis("to"), sum, sizes);
+        }
+        "split" => split_sizes(name, attrs.axis("axis"), attrs.axes("into"), sizes),
+        _ => {}
+    }
+}
+
+#[track_caller]
+fn derive(name: &str, axis: Axis, size: Option<usize>, sizes: &mut Sizes) {
+    let Some(size) = size else { return };
+    match sizes.bind(axis, size) {
+        Some(before) if before != size => {
+            panic!("K0121: `{name}`: axis `{axis}` has size {before}, but the operands make it {size}")
+        }
+        _ => {}
+    }
+}
+
+/// One part of a split may be unknown: it follows from the others.
+#[track_caller]
+fn split_sizes(name: &str, axis: Axis, into: &[Axis], sizes: &mut Sizes) {
+    let Some(whole) = sizes.get(axis) else { return };
+    for &part in into {
+        if let (None, Some(n)) = (sizes.get(part), frame_size(part)) {
+            sizes.bind(part, n);
+        }
+    }
+    let unknown: Vec<Axis> = into.iter().copied().filter(|&a| sizes.get(a).is_none()).collect();
+    let known: usize = into.iter().filter_map(|&a| sizes.get(a)).product();
+    match unknown[..] {
+        [] => {
+            assert_eq!(known, whole, "K0121: `{name}`: {into:?} have {known} elements together, `{axis}` has {whole}")
+        }
+        [part] => {
+            assert!(
+                known > 0 && whole.is_multiple_of(known),
+                "K0121: `{name}`: {whole} elements of `{axis}` do not split into {into:?}, where the known ones have {known}"
+            );
+            sizes.bind(part, whole / known);
+        }
+        _ => {}
+    }
+}
+
+/// An axis that no operand has takes its size from the arguments of the running functions.
+#[track_caller]
+fn require_size(name: &str, axis: Axis, sizes: &mut Sizes) {
+    if sizes.get(axis).is_some() {
+        return;
+    }
+    match frame_size(axis) {
+        Some(n) => {
+            sizes.bind(axis, n);
+        }
+        None => panic!(
+            "K0123: `{name}` needs the size of `{axis}`, which no operand and no argument of the layer has; \
+             an eager run knows sizes from arguments only"
+        ),
+    }
+}
+
+fn frame_size(axis: Axis) -> Option<usize> {
+    session::with(|s| s.frames.iter().rev().find_map(|f| f.sizes.get(axis)))
+}
+
+/// Gives axes without a name those of their partner, position by position, so that host tensors work outside of a layer too.
+fn line_up_unnamed(method: &str, args: &[In], operands: &mut [HostValue]) {
+    let spec = args.iter().find_map(|a| match a {
+        In::Spec(s) => Some(s.as_str()),
+        _ => None,
+    });
+    match (method, spec, operands) {
+        ("matmul", _, [a, b]) => {
+            let (rank, first) = (a.ty.rank(), 0);
+            if rank > 0 && b.ty.rank() > 0 {
+                line_up(a, b, &[(rank - 1, first)]);
+            }
+        }
+        ("einsum", Some(spec), [a, b]) => {
+            let labels = |i: usize| -> Vec<&str> {
+                let inputs = spec.split("->").next().unwrap_or_default();
+                inputs.split(',').nth(i).unwrap_or_default().split_whitespace().collect()
+            };
+            let (left, right) = (labels(0), labels(1));
+            if left.len() == a.ty.rank() && right.len() == b.ty.rank() {
+                let at = |word: &&str| left.iter().position(|w| w == word);
+                let pairs: Vec<(usize, usize)> =
+                    right.iter().enumerate().filter_map(|(j, w)| at(w).map(|i| (i, j))).collect();
+                line_up(a, b, &pairs);
+            }
+        }
+        (_, _, operands) if methods::find(method).is_some_and(|m| m.args.contains(&methods::Kind::Operand)) => {
+            let Some(widest) = (0..operands.len()).max_by_key(|&i| (operands[i].ty.rank(), usize::MAX - i)) else {
+                return;
+            };
+            let mut reference = operands[widest].clone();
+            for (_, operand) in operands.iter_mut().enumerate().filter(|(i, _)| *i != widest) {
+                let (wide, narrow) = (reference.ty.rank(), operand.ty.rank());
+                let pairs: Vec<(usize, usize)> = (0..narrow).map(|k| (wide - narrow + k, k)).collect();
+                line_up(&mut reference, operand, &pairs);
+            }
+            operands[widest] = reference;
+        }
+        _ => {}
+    }
+}
+
+fn is_unnamed(axis: Axis) -> bool {
+    axis.name().starts_with('_')
+}
+
+/// Names the unnamed axes of both after the pairs (position in a, position in b); others of `b` get names that neither has.
+fn line_up(a: &mut HostValue, b: &mut HostValue, pairs: &[(usize, usize)]) {
+    for &(i, j) in pairs {
+        let taken = a.ty.shape.contains(&b.ty.shape[j]);
+        if is_unnamed(a.ty.shape[i]) && !is_unnamed(b.ty.shape[j]) && !taken {
+            a.ty.shape[i] = b.ty.shape[j];
+        }
+    }
+    for j in 0..b.ty.rank() {
+        if !is_unnamed(b.ty.shape[j]) {
+            continue;
+        }
+        b.ty.shape[j] = match pairs.iter().find(|p| p.1 == j) {
+            Some(&(i, _)) => a.ty.shape[i],
+            None => free_name(&a.ty.shape, &b.ty.shape),
+        };
+    }
+}
+
+fn free_name(a: &[Axis], b: &[Axis]) -> Axis {
+    let mut k = 0;
+    loop {
+        let axis = Axis::new(&format!("_{k}"));
+        if !a.contains(&axis) && !b.contains(&axis) {
+            return axis;
+        }
+        k += 1;
+    }
+}

@@ -1,0 +1,1 @@
+//! Tests of the eager run and of the recording.
