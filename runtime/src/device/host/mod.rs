@@ -4,11 +4,15 @@
 //! same bits for any number of threads: work is split over outputs only, and reductions follow trees fixed by shapes.
 //!
 //! Reading order: [`cpu`] (which instructions) → [`pool`] (who runs) → [`buffer`] (what memory) → `micro` (inner loop of products) →
-//! [`gemm`].
+//! [`gemm`] → [`attention`].
 
+pub mod attention;
 pub mod buffer;
 pub mod cpu;
+mod exp;
 pub mod gemm;
 mod micro;
+#[cfg(test)]
+mod oracle;
 pub mod pool;
 mod share;

@@ -1,0 +1,833 @@
+//! `attention` and its derivative, tile by tile: no more than a tile of scores is ever held (Dao 2023).
+//!
+//! Queries are cut into blocks of [`QUERIES`] positions of one head, keys into blocks of [`KEYS`]. Every sum over keys or queries
+//! goes block by block in order, so the bits do not depend on tasks or threads. Operands are widened to f32 as they are packed.
+//!
+//! Forward: a task is a few query blocks that share keys; each keeps its running maximum, sum and output while the keys pass by.
+//! Backward: one walk gives k̄ and v̄ of a key block while the queries pass by, another q̄ of query blocks as in the forward.
+#![allow(unsafe_code)]
+
+use super::buffer::{Buf, round_in_place};
+use super::cpu::{Fma, multiversion};
+use super::exp::exp;
+use super::micro::{Into, Micro, Operands};
+use super::pool::Pool;
+use super::share::Shared;
+use kiln_compiler::ir::{Axis, DType, Sizes};
+
+// Query positions of a block: a multiple of the rows of every micro-kernel. Its tile of scores is 24 KiB.
+const QUERIES: usize = 48;
+// Keys of a block: a multiple of the columns of every micro-kernel.
+const KEYS: usize = 128;
+// Query blocks that a task takes at most, so that packing the keys for it is a twentieth of its work.
+const BLOCKS_PER_TASK: usize = 4;
+// Tasks per thread that are wanted so that the long rows of a causal mask are spread.
+const TASKS_PER_THREAD: usize = 4;
+// Partial sums of a row; a divisor of KEYS.
+const LANES: usize = 16;
+
+/// A planned attention: for each of `groups · group` query heads, `s` queries of size `k` meet the `t` keys of their group.
+pub struct AttentionPlan {
+    micro: &'static Micro,
+    threads: usize,
+    groups: usize,
+    group: usize,
+    s: usize,
+    t: usize,
+    k: usize,
+    causal: bool,
+}
+
+/// A query block.
+#[derive(Clone, Copy)]
+struct Queries {
+    head: usize,
+    first: usize,
+    count: usize,
+}
+
+/// A key block.
+#[derive(Clone, Copy)]
+struct Keys {
+    group: usize,
+    first: usize,
+    count: usize,
+}
+
+/// What a strip of rows of a product needs: how many columns, and which steps of the sum.
+struct Strip {
+    columns: usize,
+    from: usize,
+    to: usize,
+}
+
+/// Operands and results of the derivative.
+struct Backward<'a> {
+    q: Buf,
+    k: Buf,
+    v: Buf,
+    lse: Buf,
+    d_o: Buf,
+    results: [Buf; 3],
+    rounds: [&'a [DType]; 3],
+}
+
+impl AttentionPlan {
+    /// Plans queries over prefix ++ \[R\]? ++ \[S, K\] and keys over prefix ++ \[T, K\].
+    pub fn new(q: &[Axis], k: &[Axis], sizes: &Sizes, causal: bool, threads: usize) -> AttentionPlan {
+        let (queries, [s, head]) = split(q);
+        let (keys, [t, _]) = split(k);
+        let groups = sizes.elements(keys);
+        AttentionPlan {
+            micro: Micro::detect(),
+            threads: threads.max(1),
+            groups,
+            group: sizes.elements(queries) / groups.max(1),
+            s: sizes.of(*s),
+            t: sizes.of(*t),
+            k: sizes.of(*head),
+            causal,
+        }
+    }
+
+    fn heads(&self) -> usize {
+        self.groups * self.group
+    }
+
+    /// Columns of a packed row: the head size, padded for the micro-kernel.
+    fn width(&self) -> usize {
+        self.k.next_multiple_of(self.micro.nr)
+    }
+
+    /// The first `n` keys that the query at position `i` sees.
+    fn visible(&self, i: usize) -> usize {
+        if self.causal { (i + 1 + self.t).saturating_sub(self.s).min(self.t) } else { self.t }
+    }
+
+    /// How many of the keys of a block the query at position `i` sees.
+    fn seen(&self, i: usize, keys: Keys) -> usize {
+        self.visible(i).saturating_sub(keys.first).min(keys.count)
+    }
+
+    /// The first position that sees key `j`.
+    fn first_query(&self, j: usize) -> usize {
+        if self.causal { (j + self.s).saturating_sub(self.t) } else { 0 }
+    }
+
+    /// Keys from `first` on.
+    fn keys(&self, group: usize, first: usize) -> Keys {
+        Keys { group, first, count: KEYS.min(self.t - first) }
+    }
+
+    /// Query block `i` of a group: heads of one position follow each other, since they see the same keys.
+    fn queries(&self, group: usize, i: usize) -> Queries {
+        let first = i / self.group * QUERIES;
+        Queries { head: group * self.group + i % self.group, first, count: QUERIES.min(self.s - first) }
+    }
+
+    /// Query blocks of a group.
+    fn blocks(&self) -> usize {
+        self.s.div_ceil(QUERIES) * self.group
+    }
+
+    fn blocks_per_task(&self) -> usize {
+        (self.groups * self.blocks() / (TASKS_PER_THREAD * self.threads)).clamp(1, BLOCKS_PER_TASK)
+    }
+
+    /// Calls `f(group, blocks, worker)` for ranges of query blocks.
+    fn for_queries(&self, pool: &Pool, f: impl Fn(usize, std::ops::Range<usize>, usize) + Sync) {
+        let (blocks, step) = (self.blocks(), self.blocks_per_task());
+        let tasks = blocks.div_ceil(step);
+        pool.run(self.groups * tasks, |task, worker| {
+            // Last blocks first: under a causal mask they are the longest.
+            let first = (tasks - 1 - task % tasks) * step;
+            f(task / tasks, first..blocks.min(first + step), worker);
+        });
+    }
+
+    fn forward_worker_len(&self) -> usize {
+        let rows = BLOCKS_PER_TASK * QUERIES;
+        rows * (self.k + self.width() + 2) + KEYS * (self.k + self.width()) + QUERIES * KEYS
+    }
+
+    fn backward_worker_len(&self) -> usize {
+        let tiles = 2 * QUERIES * KEYS;
+        let by_keys = 2 * (QUERIES * self.width() + KEYS * (self.k + self.width()));
+        let by_queries = BLOCKS_PER_TASK * QUERIES * (2 * self.k + self.width()) + KEYS * (2 * self.k + self.width());
+        tiles + by_keys.max(by_queries)
+    }
+
+    /// Scratch of [`AttentionPlan::forward`] in f32 elements.
+    pub fn workspace_len(&self) -> usize {
+        self.threads * self.forward_worker_len()
+    }
+
+    /// Scratch of [`AttentionPlan::backward`] in f32 elements.
+    pub fn backward_workspace_len(&self) -> usize {
+        self.heads() * self.s + self.threads * self.backward_worker_len()
+    }
+
+    /// Floating-point operations of the forward.
+    pub fn flops(&self) -> u64 {
+        let seen: usize = (0..self.s).map(|i| self.visible(i)).sum();
+        4 * (self.heads() * seen * self.k) as u64
+    }
+
+    fn check(&self, pool: &Pool, queries: &[Buf], keys: &[Buf], lse: Buf, workspace: (usize, usize)) {
+        let (nq, nk) = (self.heads() * self.s * self.k, self.groups * self.t * self.k);
+        let rows = self.heads() * self.s;
+        assert!(queries.iter().all(|b| b.len() >= nq), "an operand of `attention` has fewer than {nq} elements");
+        assert!(keys.iter().all(|b| b.len() >= nk), "an operand of `attention` has fewer than {nk} elements");
+        assert!(lse.len() >= rows, "the log-sum-exp of `attention` has {} of {rows} elements", lse.len());
+        assert!(pool.threads() <= self.threads, "planned for {} threads", self.threads);
+        assert!(workspace.0 >= workspace.1, "workspace of {} f32 is too small", workspace.0);
+    }
+
+    /// Computes o, rounded to each of `rounds` in turn, and the f32 log-sum-exp.
+    ///
+    /// # Panics
+    /// If a buffer or the workspace is shorter than planned, or `pool` has more threads than planned.
+    pub fn forward(
+        &self,
+        pool: &Pool,
+        q: Buf,
+        k: Buf,
+        v: Buf,
+        o: Buf,
+        lse: Buf,
+        rounds: &[DType],
+        workspace: &mut [f32],
+    ) {
+        self.check(pool, &[q, o], &[k, v], lse, (workspace.len(), self.workspace_len()));
+        let (head, width) = (self.k, self.width());
+        let scale = 1.0 / (head as f32).sqrt();
+        let scratch = Shared::new(workspace);
+        self.for_queries(pool, |group, range, worker| {
+            let len = self.forward_worker_len();
+            // SAFETY: a worker runs one task at a time, and only it uses its part.
+            let mut rest = unsafe { scratch.slice(worker * len, len) };
+            let rows = range.len() * QUERIES;
+            let qs = take(&mut rest, rows * head);
+            let sums = take(&mut rest, rows * width);
+            let highest = take(&mut rest, rows);
+            let totals = take(&mut rest, rows);
+            let kt = take(&mut rest, head * KEYS);
+            let vs = take(&mut rest, KEYS * width);
+            let tile = take(&mut rest, QUERIES * KEYS);
+            sums.fill(0.0);
+            highest.fill(f32::NEG_INFINITY);
+            totals.fill(0.0);
+            let mut keys_end = 0;
+            for (b, i) in range.clone().enumerate() {
+                let at = self.queries(group, i);
+                load_rows(q, self.row(at) * head, at.count, head, head, scale, &mut qs[b * QUERIES * head..]);
+                keys_end = keys_end.max(self.visible(at.first + at.count - 1));
+            }
+            for j in (0..keys_end).step_by(KEYS) {
+                let keys = self.keys(group, j);
+                load_transposed(k, self.key(keys) * head, keys.count, head, kt);
+                load_rows(v, self.key(keys) * head, keys.count, head, width, 1.0, vs);
+                for (b, i) in range.clone().enumerate() {
+                    let at = self.queries(group, i);
+                    let r = b * QUERIES;
+                    self.scores(at, keys, &qs[r * head..], head, kt, tile);
+                    let sums = &mut sums[r * width..(r + QUERIES) * width];
+                    let seen = self.seen_by(at, keys);
+                    soften(tile, seen, sums, width, &mut highest[r..r + at.count], &mut totals[r..r + at.count]);
+                    self.over_keys(at, keys, tile, vs, sums);
+                }
+            }
+            for (b, i) in range.enumerate() {
+                let at = self.queries(group, i);
+                for r in 0..at.count {
+                    let (highest, total) = (highest[b * QUERIES + r], totals[b * QUERIES + r]);
+                    let out = &mut sums[(b * QUERIES + r) * width..][..head];
+                    // A query that sees no key keeps o = 0 and lse = −∞.
+                    if self.visible(at.first + r) > 0 {
+                        out.iter_mut().for_each(|x| *x /= total);
+                    }
+                    let row = self.row(at) + r;
+                    finish(o, row * head, rounds, out);
+                    lse.f32s_mut(row, 1)[0] = highest + total.ln();
+                }
+            }
+        });
+    }
+
+    /// Computes dq, dk and dv, each rounded to its list of `rounds` in turn.
+    ///
+    /// # Panics
+    /// If a buffer or the workspace is shorter than planned, or `pool` has more threads than planned.
+    pub fn backward(
+        &self,
+        pool: &Pool,
+        [q, k, v, o, lse, d_o]: [Buf; 6],
+        [dq, dk, dv]: [Buf; 3],
+        rounds: [&[DType]; 3],
+        workspace: &mut [f32],
+    ) {
+        let wanted = self.backward_workspace_len();
+        self.check(pool, &[q, o, d_o, dq], &[k, v, dk, dv], lse, (workspace.len(), wanted));
+        let call = Backward { q, k, v, lse, d_o, results: [dq, dk, dv], rounds };
+        let (delta, scratch) = workspace.split_at_mut(self.heads() * self.s);
+        let rows = Shared::new(delta);
+        pool.run(self.heads() * self.s.div_ceil(QUERIES), |task, _| {
+            let blocks = self.s.div_ceil(QUERIES);
+            let first = task % blocks * QUERIES;
+            let row = task / blocks * self.s + first;
+            // SAFETY: each task has its own rows.
+            let delta = unsafe { rows.slice(row, QUERIES.min(self.s - first)) };
+            row_dots(o, d_o, row, self.k, delta);
+        });
+        let (delta, scratch) = (&*delta, Shared::new(scratch));
+        let len = self.backward_worker_len();
+        let blocks = self.t.div_ceil(KEYS);
+        pool.run(self.groups * blocks, |task, worker| {
+            // SAFETY: a worker runs one task at a time, and only it uses its part.
+            let part = unsafe { scratch.slice(worker * len, len) };
+            self.walk_queries(&call, self.keys(task / blocks, task % blocks * KEYS), delta, part);
+        });
+        self.for_queries(pool, |group, range, worker| {
+            // SAFETY: as above.
+            let part = unsafe { scratch.slice(worker * len, len) };
+            self.walk_keys(&call, group, range, delta, part);
+        });
+    }
+
+    /// k̄ and v̄ of one key block.
+    fn walk_queries(&self, call: &Backward<'_>, keys: Keys, delta: &[f32], mut rest: &mut [f32]) {
+        let (head, width) = (self.k, self.width());
+        let scale = 1.0 / (head as f32).sqrt();
+        let qs = take(&mut rest, QUERIES * width);
+        let ds = take(&mut rest, QUERIES * width);
+        let kt = take(&mut rest, head * KEYS);
+        let vt = take(&mut rest, head * KEYS);
+        let dk = take(&mut rest, KEYS * width);
+        let dv = take(&mut rest, KEYS * width);
+        let p = take(&mut rest, QUERIES * KEYS);
+        let dp = take(&mut rest, QUERIES * KEYS);
+        load_transposed(call.k, self.key(keys) * head, keys.count, head, kt);
+        load_transposed(call.v, self.key(keys) * head, keys.count, head, vt);
+        dk.fill(0.0);
+        dv.fill(0.0);
+        let start = self.first_query(keys.first) / QUERIES * self.group;
+        for i in start..self.blocks() {
+            let at = self.queries(keys.group, i);
+            let row = self.row(at);
+            load_rows(call.q, row * head, at.count, head, width, scale, qs);
+            load_rows(call.d_o, row * head, at.count, head, width, 1.0, ds);
+            self.scores(at, keys, qs, width, kt, p);
+            self.scores(at, keys, ds, width, vt, dp);
+            let rows = row..row + at.count;
+            differentiate(p, dp, self.seen_by(at, keys), call.lse.f32s(row, at.count), &delta[rows]);
+            self.over_queries(at, keys, p, ds, dv);
+            self.over_queries(at, keys, dp, qs, dk);
+        }
+        for (i, sums) in [(1, dk), (2, dv)] {
+            for (j, row) in sums.chunks_exact_mut(width).take(keys.count).enumerate() {
+                finish(call.results[i], (self.key(keys) + j) * head, call.rounds[i], &mut row[..head]);
+            }
+        }
+    }
+
+    /// q̄ of some query blocks.
+    fn walk_keys(
+        &self,
+        call: &Backward<'_>,
+        group: usize,
+        range: std::ops::Range<usize>,
+        delta: &[f32],
+        mut rest: &mut [f32],
+    ) {
+        let (head, width) = (self.k, self.width());
+        let scale = 1.0 / (head as f32).sqrt();
+        let rows = range.len() * QUERIES;
+        let qs = take(&mut rest, rows * head);
+        let ds = take(&mut rest, rows * head);
+        let dq = take(&mut rest, rows * width);
+        let kt = take(&mut rest, head * KEYS);
+        let vt = take(&mut rest, head * KEYS);
+        let ks = take(&mut rest, KEYS * width);
+        let p = take(&mut rest, QUERIES * KEYS);
+        let dp = take(&mut rest, QUERIES * KEYS);
+        dq.fill(0.0);
+        let mut keys_end = 0;
+        for (b, i) in range.clone().enumerate() {
+            let at = self.queries(group, i);
+            let to = b * QUERIES * head;
+            load_rows(call.q, self.row(at) * head, at.count, head, head, scale, &mut qs[to..]);
+            load_rows(call.d_o, self.row(at) * head, at.count, head, head, 1.0, &mut ds[to..]);
+            keys_end = keys_end.max(self.visible(at.first + at.count - 1));
+        }
+        for j in (0..keys_end).step_by(KEYS) {
+            let keys = self.keys(group, j);
+            load_transposed(call.k, self.key(keys) * head, keys.count, head, kt);
+            load_transposed(call.v, self.key(keys) * head, keys.count, head, vt);
+            load_rows(call.k, self.key(keys) * head, keys.count, head, width, 1.0, ks);
+            for (b, i) in range.clone().enumerate() {
+                let at = self.queries(group, i);
+                let (r, row) = (b * QUERIES, self.row(at));
+                self.scores(at, keys, &qs[r * head..], head, kt, p);
+                self.scores(at, keys, &ds[r * head..], head, vt, dp);
+                let rows = row..row + at.count;
+                differentiate(p, dp, self.seen_by(at, keys), call.lse.f32s(row, at.count), &delta[rows]);
+                self.over_keys(at, keys, dp, ks, &mut dq[r * width..(r + QUERIES) * width]);
+            }
+        }
+        for (b, i) in range.enumerate() {
+            let at = self.queries(group, i);
+            for (r, row) in dq[b * QUERIES * width..].chunks_exact_mut(width).take(at.count).enumerate() {
+                row[..head].iter_mut().for_each(|x| *x *= scale);
+                finish(call.results[0], (self.row(at) + r) * head, call.rounds[0], &mut row[..head]);
+            }
+        }
+    }
+
+    /// The first row of a query block among all queries.
+    fn row(&self, at: Queries) -> usize {
+        at.head * self.s + at.first
+    }
+
+    /// The first row of a key block among all keys.
+    fn key(&self, keys: Keys) -> usize {
+        keys.group * self.t + keys.first
+    }
+
+    fn seen_by(&self, at: Queries, keys: Keys) -> impl Fn(usize) -> usize + Copy {
+        let (causal, count) = (self.causal, keys.count);
+        // Under the mask row r sees r + 1 + shift keys of the block.
+        let shift = (at.first + self.t) as isize - (self.s + keys.first) as isize;
+        move |r| if causal { (r as isize + 1 + shift).clamp(0, count as isize) as usize } else { count }
+    }
+
+    /// Tile = A · Bᵀ for A rows of the queries and B the transposed keys, where the mask is open.
+    fn scores(&self, at: Queries, keys: Keys, a: &[f32], a_row: usize, b: &[f32], tile: &mut [f32]) {
+        assert!(
+            a.len() >= (at.count - 1) * a_row + self.k && b.len() >= self.k * KEYS && tile.len() >= at.count * KEYS
+        );
+        let o = Operands {
+            k: self.k,
+            a: a.as_ptr(),
+            a_row,
+            a_k: 1,
+            b: b.as_ptr(),
+            b_k: KEYS,
+            c: tile.as_mut_ptr(),
+            c_row: KEYS,
+        };
+        let strip = |last: usize| Strip { columns: self.seen(at.first + last, keys), from: 0, to: self.k };
+        // SAFETY: the lengths were checked, and KEYS is a multiple of the columns of a micro-kernel.
+        unsafe { self.product(at.count, KEYS, o, Into::Overwrite, |_, last| strip(last)) }
+    }
+
+    /// Sums over keys for each query: C[query] += tile · B.
+    fn over_keys(&self, at: Queries, keys: Keys, tile: &[f32], b: &[f32], c: &mut [f32]) {
+        let width = self.width();
+        assert!(tile.len() >= at.count * KEYS && b.len() >= keys.count * width && c.len() >= at.count * width);
+        let o = Operands {
+            k: keys.count,
+            a: tile.as_ptr(),
+            a_row: KEYS,
+            a_k: 1,
+            b: b.as_ptr(),
+            b_k: width,
+            c: c.as_mut_ptr(),
+            c_row: width,
+        };
+        let strip = |_, last| Strip { columns: width, from: 0, to: self.seen(at.first + last, keys) };
+        // SAFETY: the lengths were checked.
+        unsafe { self.product(at.count, width, o, Into::Add, strip) }
+    }
+
+    /// Sums over queries for each key: C[key] += tileᵀ · B.
+    fn over_queries(&self, at: Queries, keys: Keys, tile: &[f32], b: &[f32], c: &mut [f32]) {
+        let width = self.width();
+        assert!(tile.len() >= at.count * KEYS && b.len() >= at.count * width && c.len() >= keys.count * width);
+        let o = Operands {
+            k: at.count,
+            a: tile.as_ptr(),
+            a_row: 1,
+            a_k: KEYS,
+            b: b.as_ptr(),
+            b_k: width,
+            c: c.as_mut_ptr(),
+            c_row: width,
+        };
+        let first = |key: usize| self.first_query(keys.first + key).saturating_sub(at.first).min(at.count);
+        let strip = |row, _| Strip { columns: width, from: first(row), to: at.count };
+        // SAFETY: the lengths were checked.
+        unsafe { self.product(keys.count, width, o, Into::Add, strip) }
+    }
+
+    /// C[m×n] = or += A · B, for each strip of rows from `first` to `last` only what `strip(first, last)` says.
+    ///
+    /// # Safety
+    /// As for [`Micro::block`], with `n` columns.
+    unsafe fn product(&self, m: usize, n: usize, o: Operands, into: Into, strip: impl Fn(usize, usize) -> Strip) {
+        let Micro { mr, nr, .. } = *self.micro;
+        for j in (0..n).step_by(nr) {
+            for i in (0..m).step_by(mr) {
+                let rows = mr.min(m - i);
+                let s = strip(i, i + rows - 1);
+                if j >= s.columns || s.from >= s.to {
+                    continue;
+                }
+                // SAFETY: rows, columns and steps lie inside the ranges that the caller promises.
+                unsafe {
+                    let part = Operands {
+                        k: s.to - s.from,
+                        a: o.a.add(i * o.a_row + s.from * o.a_k),
+                        b: o.b.add(s.from * o.b_k + j),
+                        c: o.c.add(i * o.c_row + j),
+                        ..o
+                    };
+                    self.micro.call(rows, part, into);
+                }
+            }
+        }
+    }
+}
+
+/// Leading axes, and the last two.
+fn split(shape: &[Axis]) -> (&[Axis], &[Axis; 2]) {
+    shape.split_last_chunk().expect("the type rule of `attention` demands two axes")
+}
+
+/// The next `n` elements of a worker's scratch.
+fn take<'a>(rest: &mut &'a mut [f32], n: usize) -> &'a mut [f32] {
+    rest.split_off_mut(..n).expect("a worker's scratch holds what its length counts")
+}
+
+fn finish(to: Buf, at: usize, rounds: &[DType], row: &mut [f32]) {
+    for &dtype in rounds {
+        round_in_place(dtype, row);
+    }
+    to.store(at, row);
+}
+
+multiversion! {
+    /// Widens `rows` rows of `head` elements times `factor` into rows of `width`, filled up with zeros.
+    fn load_rows(src: Buf, at: usize, rows: usize, head: usize, width: usize, factor: f32, dst: &mut [f32]) = load_rows_body
+}
+
+#[inline(always)]
+fn load_rows_body<F: Fma>(src: Buf, at: usize, rows: usize, head: usize, width: usize, factor: f32, dst: &mut [f32]) {
+    for (i, row) in dst.chunks_exact_mut(width).take(rows).enumerate() {
+        src.load(at + i * head, &mut row[..head]);
+        row[..head].iter_mut().for_each(|x| *x *= factor);
+        row[head..].fill(0.0);
+    }
+}
+
+multiversion! {
+    /// Widens `rows` rows of `head` elements into columns of `dst`, whose rows have `KEYS` elements; other columns become zero.
+    fn load_transposed(src: Buf, at: usize, rows: usize, head: usize, dst: &mut [f32]) = load_transposed_body
+}
+
+#[inline(always)]
+fn load_transposed_body<F: Fma>(src: Buf, at: usize, rows: usize, head: usize, dst: &mut [f32]) {
+    const SIDE: usize = 16;
+    let mut square = [[0.0f32; SIDE]; SIDE];
+    for c in (0..head).step_by(SIDE) {
+        let n = SIDE.min(head - c);
+        for r in (0..KEYS).step_by(SIDE) {
+            for (i, line) in square.iter_mut().enumerate() {
+                if r + i >= rows {
+                    line.fill(0.0);
+                } else if n == SIDE {
+                    src.load(at + (r + i) * head + c, line);
+                } else {
+                    src.load(at + (r + i) * head + c, &mut line[..n]);
+                }
+            }
+            for i in 0..n {
+                let to: &mut [f32] = &mut dst[(c + i) * KEYS + r..][..SIDE];
+                for l in 0..SIDE {
+                    to[l] = square[l][i];
+                }
+            }
+        }
+    }
+}
+
+multiversion! {
+    /// delta\[i\] = Σ o·ō over row `row + i`.
+    fn row_dots(o: Buf, d_o: Buf, row: usize, head: usize, delta: &mut [f32]) = row_dots_body
+}
+
+#[inline(always)]
+fn row_dots_body<F: Fma>(o: Buf, d_o: Buf, row: usize, head: usize, delta: &mut [f32]) {
+    for (i, delta) in delta.iter_mut().enumerate() {
+        let mut acc = [0.0f32; LANES];
+        for c in (0..head).step_by(LANES) {
+            let n = LANES.min(head - c);
+            let (mut x, mut y) = ([0.0f32; LANES], [0.0f32; LANES]);
+            o.load((row + i) * head + c, &mut x[..n]);
+            d_o.load((row + i) * head + c, &mut y[..n]);
+            for l in 0..LANES {
+                acc[l] = F::fma(x[l], y[l], acc[l]);
+            }
+        }
+        *delta = tree(acc, |a, b| a + b);
+    }
+}
+
+/// Halves until one is left.
+#[inline(always)]
+fn tree(mut x: [f32; LANES], f: impl Fn(f32, f32) -> f32) -> f32 {
+    let mut n = LANES / 2;
+    while n > 0 {
+        for i in 0..n {
+            x[i] = f(x[i], x[i + n]);
+        }
+        n /= 2;
+    }
+    x[0]
+}
+
+/// The larger; a NaN is passed over, and comes back through the exponential.
+#[inline(always)]
+fn larger(a: f32, b: f32) -> f32 {
+    if b > a { b } else { a }
+}
+
+/// One step of the running softmax: a row of scores becomes e^(s − highest), 0 behind the mask, and the sums so far are rescaled
+/// where the maximum rose.
+fn soften(
+    tile: &mut [f32],
+    seen: impl Fn(usize) -> usize,
+    sums: &mut [f32],
+    width: usize,
+    highest: &mut [f32],
+    totals: &mut [f32],
+) {
+    for (r, row) in tile.chunks_exact_mut(KEYS).take(highest.len()).enumerate() {
+        soften_row(row, seen(r), &mut sums[r * width..(r + 1) * width], &mut highest[r], &mut totals[r]);
+    }
+}
+
+multiversion! {
+    fn soften_row(row: &mut [f32], seen: usize, sums: &mut [f32], highest: &mut f32, total: &mut f32) = soften_row_body
+}
+
+#[inline(always)]
+fn soften_row_body<F: Fma>(row: &mut [f32], seen: usize, sums: &mut [f32], highest: &mut f32, total: &mut f32) {
+    if seen == 0 {
+        row.fill(0.0);
+        return;
+    }
+    row[seen..].fill(f32::NEG_INFINITY);
+    let (lines, tail) = row.split_at_mut(seen.next_multiple_of(LANES));
+    tail.fill(0.0);
+    let (lines, _) = lines.as_chunks_mut::<LANES>();
+    let mut most = [*highest; LANES];
+    for line in lines.iter() {
+        for l in 0..LANES {
+            most[l] = larger(most[l], line[l]);
+        }
+    }
+    let most = tree(most, larger);
+    let mut acc = [0.0f32; LANES];
+    for line in lines {
+        for l in 0..LANES {
+            line[l] = exp::<F>(line[l] - most);
+            acc[l] += line[l];
+        }
+    }
+    let sum = tree(acc, |a, b| a + b);
+    if most > *highest {
+        let shrink = exp::<F>(*highest - most);
+        *total *= shrink;
+        sums.iter_mut().for_each(|x| *x *= shrink);
+        *highest = most;
+    }
+    *total += sum;
+}
+
+/// From scores s and ōvᵀ to P = e^(s − lse) and P·(ōvᵀ − δ), 0 behind the mask.
+fn differentiate(p: &mut [f32], dp: &mut [f32], seen: impl Fn(usize) -> usize, lse: &[f32], delta: &[f32]) {
+    for (r, (p, dp)) in p.chunks_exact_mut(KEYS).zip(dp.chunks_exact_mut(KEYS)).take(lse.len()).enumerate() {
+        differentiate_row(p, dp, seen(r), lse[r], delta[r]);
+    }
+}
+
+multiversion! {
+    fn differentiate_row(p: &mut [f32], dp: &mut [f32], seen: usize, lse: f32, delta: f32) = differentiate_row_body
+}
+
+#[inline(always)]
+fn differentiate_row_body<F: Fma>(p: &mut [f32], dp: &mut [f32], seen: usize, lse: f32, delta: f32) {
+    for (p, dp) in p[..seen].iter_mut().zip(&mut dp[..seen]) {
+        *p = exp::<F>(*p - lse);
+        *dp = *p * (*dp - delta);
+    }
+    p[seen..].fill(0.0);
+    dp[seen..].fill(0.0);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::buffer::testing::{Owned, noise};
+    use super::super::oracle::{axes, eval, half_ulp, sizes};
+    use super::*;
+    use kiln_compiler::ir::Attrs;
+
+    /// Axes of q and k: groups, then heads of a group, queries, keys, head.
+    const NAMES: &str = "grstk";
+
+    struct Case {
+        dims: [usize; 5],
+        causal: bool,
+        /// Of the operands, and of the results.
+        dtypes: [DType; 2],
+        rounds: &'static [DType],
+        /// Size of the elements of q and k: large ones give sharp maxima.
+        amplitude: f32,
+    }
+
+    fn close(what: &str, case: &Case, got: &[f32], want: &[f64], error: f64) {
+        let ulp = case.rounds.iter().chain([&case.dtypes[1]]).map(|&d| half_ulp(d)).sum::<f64>();
+        assert_eq!(got.len(), want.len());
+        for (i, (&g, &w)) in got.iter().zip(want).enumerate() {
+            // The smallest step of f16.
+            let bound = error + ulp * (w.abs() + error) + if ulp > 0.0 { 6e-8 } else { 0.0 };
+            let same = g.is_infinite() && f64::from(g) == w;
+            assert!(
+                same || (f64::from(g) - w).abs() <= bound,
+                "{what}[{i}] of {:?}, causal {}: {g} for {w}, bound {bound}",
+                case.dims,
+                case.causal
+            );
+        }
+    }
+
+    fn check(case: Case) {
+        let [g, r, s, t, k] = case.dims;
+        let bound = sizes(NAMES, &case.dims);
+        let (nq, nk, rows) = (g * r * s * k, g * t * k, g * r * s);
+        let [input, output] = case.dtypes;
+        let scaled = |seed, n| -> Vec<f32> { noise(seed, n).iter().map(|x| x * case.amplitude).collect() };
+        let mut q = Owned::of(input, &scaled(1, nq));
+        let mut key = Owned::of(input, &scaled(2, nk));
+        let mut v = Owned::of(input, &noise(3, nk));
+        let mut d_o = Owned::of(input, &noise(4, nq));
+        let attrs = Attrs::new().with("causal", case.causal);
+        let want =
+            eval("attention", attrs.clone(), &mut [(&mut q, "grsk"), (&mut key, "gtk"), (&mut v, "gtk")], &bound);
+        let kept = |x: &[f64]| x.iter().map(|&x| x as f32).collect::<Vec<f32>>();
+        let (mut o_kept, mut lse_kept) = (Owned::of(input, &kept(&want[0])), Owned::of(DType::F32, &kept(&want[1])));
+        let mut all = [
+            (&mut q, "grsk"),
+            (&mut key, "gtk"),
+            (&mut v, "gtk"),
+            (&mut o_kept, "grsk"),
+            (&mut lse_kept, "grs"),
+            (&mut d_o, "grsk"),
+        ];
+        let want_backward = eval("attention_vjp", attrs, &mut all, &bound);
+
+        // A score is a sum of k products of this size over √k, whose roundings add up like a random walk.
+        let square = f64::from(case.amplitude).powi(2);
+        let steps = 4.0 * (k as f64).sqrt() * square + 2.0 * ((r * s + t) as f64).sqrt() + 16.0;
+        let eps = f64::from(f32::EPSILON) * steps;
+        let most = |x: &[f64]| x.iter().fold(0.0f64, |m, x| m.max(x.abs()));
+        let slope = (k as f64).sqrt() * f64::from(case.amplitude);
+
+        let mut first: Option<Vec<Vec<u32>>> = None;
+        for threads in [1, 2, 3, 7] {
+            let pool = Pool::new(threads).unwrap();
+            let plan = AttentionPlan::new(&axes("grsk"), &axes("gtk"), &bound, case.causal, threads);
+            let mut o = Owned::poisoned(output, nq);
+            let mut lse = Owned::poisoned(DType::F32, rows);
+            let mut workspace = vec![f32::NAN; plan.workspace_len()];
+            let (qb, kb, vb) = (q.buf(), key.buf(), v.buf());
+            plan.forward(&pool, qb, kb, vb, o.buf(), lse.buf(), case.rounds, &mut workspace);
+            close("o", &case, &o.values(), &want[0], eps);
+            let plain = Case { rounds: &[], dtypes: [DType::F32; 2], ..case };
+            close("lse", &plain, &lse.values(), &want[1], eps * (1.0 + slope));
+
+            let (mut dq, mut dk, mut dv) =
+                (Owned::poisoned(output, nq), Owned::poisoned(output, nk), Owned::poisoned(output, nk));
+            let mut workspace = vec![f32::NAN; plan.backward_workspace_len()];
+            let operands = [qb, kb, vb, o_kept.buf(), lse_kept.buf(), d_o.buf()];
+            plan.backward(&pool, operands, [dq.buf(), dk.buf(), dv.buf()], [case.rounds; 3], &mut workspace);
+            for (name, got, want) in [("dq", &mut dq, 0), ("dk", &mut dk, 1), ("dv", &mut dv, 2)] {
+                let want = &want_backward[want];
+                close(name, &case, &got.values(), want, eps * (most(want) + 1.0 + slope));
+            }
+            let bits = [&mut o, &mut lse, &mut dq, &mut dk, &mut dv].map(Owned::bits).to_vec();
+            assert!(first.get_or_insert(bits.clone()) == &bits, "{:?}: {threads} threads", case.dims);
+        }
+    }
+
+    fn plain(dims: [usize; 5], causal: bool) -> Case {
+        Case { dims, causal, dtypes: [DType::F32; 2], rounds: &[], amplitude: 1.0 }
+    }
+
+    #[test]
+    fn every_size_agrees_with_the_interpreter() {
+        for causal in [false, true] {
+            for n in [1, 2, 11, 13, 47, 48, 49, 67, 97] {
+                check(plain([1, 1, n, n, 8], causal));
+            }
+            for k in [1, 3, 16, 31, 32, 33, 64] {
+                check(plain([2, 1, 13, 13, k], causal));
+            }
+            check(plain([1, 1, 131, 257, 24], causal));
+            check(plain([1, 1, 129, 129, 16], causal));
+            check(plain([1, 1, 3, 260, 16], causal));
+        }
+    }
+
+    #[test]
+    fn grouped_queries_share_keys() {
+        for causal in [false, true] {
+            check(plain([3, 2, 50, 50, 16], causal));
+            check(plain([2, 5, 97, 130, 8], causal));
+            check(plain([1, 7, 1, 128, 32], causal));
+        }
+    }
+
+    #[test]
+    fn queries_before_the_first_key_see_nothing() {
+        check(plain([2, 1, 60, 7, 8], true));
+        check(plain([1, 2, 200, 140, 8], true));
+        check(plain([1, 1, 5, 0, 8], true));
+        check(plain([1, 1, 5, 0, 8], false));
+        check(plain([1, 1, 0, 5, 8], true));
+    }
+
+    #[test]
+    fn low_precision_is_widened_and_rounded() {
+        for d in [DType::Bf16, DType::F16] {
+            for causal in [false, true] {
+                check(Case { dtypes: [d, d], ..plain([2, 2, 53, 53, 24], causal) });
+                check(Case { dtypes: [d, DType::F32], ..plain([1, 1, 53, 53, 24], causal) });
+            }
+        }
+        check(Case { rounds: &[DType::Bf16], ..plain([1, 1, 53, 53, 24], true) });
+        check(Case { rounds: &[DType::F16, DType::Bf16], ..plain([1, 1, 53, 53, 24], true) });
+    }
+
+    #[test]
+    fn large_scores_do_not_overflow() {
+        for amplitude in [10.0, 40.0] {
+            check(Case { amplitude, ..plain([1, 1, 150, 150, 16], true) });
+        }
+    }
+
+    #[test]
+    fn a_nan_is_not_hidden() {
+        let bound = sizes(NAMES, &[1, 1, 3, 3, 8]);
+        let mut x: Vec<f32> = noise(1, 24);
+        x[8] = f32::NAN;
+        let (mut q, mut k, mut v) =
+            (Owned::of(DType::F32, &noise(2, 24)), Owned::of(DType::F32, &x), Owned::of(DType::F32, &noise(3, 24)));
+        let (mut o, mut lse) = (Owned::poisoned(DType::F32, 24), Owned::of(DType::F32, &[0.0; 3]));
+        let plan = AttentionPlan::new(&axes("grsk"), &axes("gtk"), &bound, true, 1);
+        let mut workspace = vec![0.0; plan.workspace_len()];
+        plan.forward(&Pool::serial(), q.buf(), k.buf(), v.buf(), o.buf(), lse.buf(), &[], &mut workspace);
+        assert_eq!(lse.values().iter().map(|x| x.is_nan()).collect::<Vec<_>>(), [false, true, true]);
+        assert_eq!(o.values().chunks(8).map(|row| row[0].is_nan()).collect::<Vec<_>>(), [false, true, true]);
+    }
+}
