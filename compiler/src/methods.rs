@@ -246,11 +246,17 @@ pub fn scalar(b: &mut Builder, value: Attr) -> Result<ValueId, TypeError> {
     constant(b, value, &[])
 }
 
-/// `loss * c`: scales the sum, so the ratio at the root is scaled.
-pub fn scale_loss(b: &mut Builder, loss: [ValueId; 2], factor: Attr) -> Result<[ValueId; 2], TypeError> {
+/// `loss * c` or `loss / c` (`op` is `mul` or `div`): scales the sum, so the ratio at the root is scaled.
+pub fn scale_loss(b: &mut Builder, op: &str, sum: ValueId, factor: Attr) -> Result<ValueId, TypeError> {
     let factor = scalar(b, factor)?;
-    let sum = node(b, "mul", Attrs::new(), &[loss[0], factor])?[0];
-    Ok([sum, loss[1]])
+    Ok(node(b, op, Attrs::new(), &[sum, factor])?[0])
+}
+
+/// The sum of two losses, each (sum, count): a/n + b/m = (a + b·n/m)/n, so the count is the first one's.
+pub fn add_losses(b: &mut Builder, x: [ValueId; 2], y: [ValueId; 2]) -> Result<ValueId, TypeError> {
+    let ratio = node(b, "div", Attrs::new(), &[x[1], y[1]])?[0];
+    let scaled = node(b, "mul", Attrs::new(), &[y[0], ratio])?[0];
+    Ok(node(b, "add", Attrs::new(), &[x[0], scaled])?[0])
 }
 
 fn node(b: &mut Builder, op: &str, attrs: Attrs, operands: &[ValueId]) -> Result<Vec<ValueId>, TypeError> {

@@ -2,8 +2,9 @@
 
 use super::session::{self, Handle};
 use super::{eager, record};
-use kiln_compiler::ir::{Attr, Axis, Span};
+use kiln_compiler::ir::{Attr, Axis, Builder, Span, ValueId};
 use kiln_compiler::methods::{self, Mask};
+use kiln_compiler::ops::TypeError;
 use std::panic::Location;
 
 /// An argument of a method, the receiver included.
@@ -25,12 +26,6 @@ pub enum In {
     Spec(String),
     /// Which keys a query sees.
     Mask(Mask),
-}
-
-impl std::fmt::Debug for Handle {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{}:{}", self.session, self.index)
-    }
 }
 
 impl In {
@@ -77,20 +72,37 @@ pub fn apply(name: &str, args: &[In]) -> Vec<Handle> {
     }
 }
 
-/// A number as a tensor without axes.
-#[track_caller]
-pub fn apply_scalar(number: In) -> Handle {
-    match session::with(|s| s.recording.is_some()) {
-        true => record::scalar(&number, here()),
-        false => eager::scalar(&number),
+/// A rule of the method table that is no method.
+#[derive(Clone, Copy, Debug)]
+pub enum Rule {
+    /// A number as a tensor without axes.
+    Scalar(f64),
+    /// `loss * c` over the sum.
+    ScaleLoss(f64),
+    /// `loss / c` over the sum.
+    DivideLoss(f64),
+    /// `a + b` over both sums and counts.
+    AddLosses,
+}
+
+impl Rule {
+    /// Appends its nodes.
+    pub fn lower(self, b: &mut Builder, values: &[ValueId]) -> Result<ValueId, TypeError> {
+        match (self, values) {
+            (Rule::Scalar(x), []) => methods::scalar(b, x.into()),
+            (Rule::ScaleLoss(c), [sum]) => methods::scale_loss(b, "mul", *sum, c.into()),
+            (Rule::DivideLoss(c), [sum]) => methods::scale_loss(b, "div", *sum, c.into()),
+            (Rule::AddLosses, &[a, n, b_sum, m]) => methods::add_losses(b, [a, n], [b_sum, m]),
+            _ => panic!("{self:?} does not take {} values: a bug of Kiln", values.len()),
+        }
     }
 }
 
-/// `loss * factor`.
+/// Applies a rule.
 #[track_caller]
-pub fn apply_scale_loss(sum: Handle, factor: f64) -> Handle {
+pub fn apply_rule(rule: Rule, operands: &[Handle]) -> Handle {
     match session::with(|s| s.recording.is_some()) {
-        true => record::scale_loss(sum, factor, here()),
-        false => eager::scale_loss(sum, factor),
+        true => record::apply_rule(rule, operands, here()),
+        false => eager::apply_rule(rule, operands),
     }
 }

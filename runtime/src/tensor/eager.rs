@@ -1,10 +1,10 @@
 //! Host values: one method becomes a small IR function, which the f64 interpreter runs; the results are rounded to f32.
 
-use super::apply::In;
+use super::apply::{In, Rule};
 use super::session::{self, Handle, HostValue};
 use kiln_compiler::interp::{self, Array};
 use kiln_compiler::ir::{Axis, Builder, Node, Sizes, Type, ValueId};
-use kiln_compiler::methods::{self, Arg, Method};
+use kiln_compiler::methods::{self, Arg, Kind, Method};
 use kiln_compiler::ops::{EvalCx, TypeError};
 use std::rc::Rc;
 use xxhash_rust::xxh3::xxh3_64;
@@ -14,7 +14,7 @@ use xxhash_rust::xxh3::xxh3_64;
 pub fn apply(method: &Method, args: &[In]) -> Vec<Handle> {
     let mut operands: Vec<HostValue> =
         args.iter().filter_map(In::handle).map(|h| session::host(h, method.name)).collect();
-    line_up_unnamed(method.name, args, &mut operands);
+    line_up_unnamed(method, args, &mut operands);
     let site = method.random.then(next_site);
     run(method.name, &operands, |b, inputs| {
         let mut inputs = inputs.iter().copied();
@@ -25,20 +25,11 @@ pub fn apply(method: &Method, args: &[In]) -> Vec<Handle> {
     })
 }
 
-/// A number as a tensor without axes.
+/// Applies a rule to host values.
 #[track_caller]
-pub fn scalar(number: &In) -> Handle {
-    run("a number", &[], |b, _| match number.lower(|_| panic!("a number is no operand")) {
-        Arg::Number(x) => Ok(vec![methods::scalar(b, x)?]),
-        _ => Err(TypeError::new("K0120", "a number is needed here")),
-    })[0]
-}
-
-/// `sum * factor`, for a loss.
-#[track_caller]
-pub fn scale_loss(sum: Handle, factor: f64) -> Handle {
-    let sum = session::host(sum, "mul");
-    run("mul", &[sum], |b, v| Ok(vec![methods::scale_loss(b, [v[0], v[0]], factor.into())?[0]]))[0]
+pub fn apply_rule(rule: Rule, operands: &[Handle]) -> Handle {
+    let operands: Vec<HostValue> = operands.iter().map(|&h| session::host(h, "a loss")).collect();
+    run("a loss", &operands, |b, values| Ok(vec![rule.lower(b, values)?]))[0]
 }
 
 /// The value with other names for its axes.
@@ -208,46 +199,69 @@ fn frame_size(axis: Axis) -> Option<usize> {
     session::with(|s| s.frames.iter().rev().find_map(|f| f.sizes.get(axis)))
 }
 
-/// Gives axes without a name those of their partner, position by position, so that host tensors work outside of a layer too.
-fn line_up_unnamed(method: &str, args: &[In], operands: &mut [HostValue]) {
-    let spec = args.iter().find_map(|a| match a {
-        In::Spec(s) => Some(s.as_str()),
-        _ => None,
-    });
-    match (method, spec, operands) {
-        ("matmul", _, [a, b]) => {
-            let (rank, first) = (a.ty.rank(), 0);
-            if rank > 0 && b.ty.rank() > 0 {
-                line_up(a, b, &[(rank - 1, first)]);
+/// Gives axes without a name those of their partner, position by position. Host tensors outside of a layer have no names, nor have
+/// parameters that a layer reads from its child.
+fn line_up_unnamed(method: &Method, args: &[In], operands: &mut [HostValue]) {
+    let ranks: Vec<usize> = operands.iter().map(|v| v.ty.rank()).collect();
+    let leading = |n: usize| (0..n).map(|i| (i, i)).collect::<Vec<_>>();
+    match (method.name, &ranks[..]) {
+        ("matmul", &[a, b]) if a.min(b) > 0 => line_up_two(operands, (0, 1), &[(a - 1, 0)]),
+        ("einsum", _) => line_up_two(operands, (0, 1), &shared_labels(args, &ranks)),
+        ("rms_norm" | "layer_norm", &[x, ..]) if x > 0 => {
+            for w in (1..ranks.len()).filter(|&w| ranks[w] == 1) {
+                line_up_two(operands, (0, w), &[(x - 1, 0)]);
             }
         }
-        ("einsum", Some(spec), [a, b]) => {
-            let labels = |i: usize| -> Vec<&str> {
-                let inputs = spec.split("->").next().unwrap_or_default();
-                inputs.split(',').nth(i).unwrap_or_default().split_whitespace().collect()
-            };
-            let (left, right) = (labels(0), labels(1));
-            if left.len() == a.ty.rank() && right.len() == b.ty.rank() {
-                let at = |word: &&str| left.iter().position(|w| w == word);
-                let pairs: Vec<(usize, usize)> =
-                    right.iter().enumerate().filter_map(|(j, w)| at(w).map(|i| (i, j))).collect();
-                line_up(a, b, &pairs);
-            }
+        ("linear_cross_entropy", &[x, w, targets]) if x > targets && w == 2 => {
+            line_up_two(operands, (0, 1), &[(x - 1, 1)]);
+            line_up_two(operands, (0, 2), &leading(targets));
         }
-        (_, _, operands) if methods::find(method).is_some_and(|m| m.args.contains(&methods::Kind::Operand)) => {
-            let Some(widest) = (0..operands.len()).max_by_key(|&i| (operands[i].ty.rank(), usize::MAX - i)) else {
-                return;
-            };
-            let mut reference = operands[widest].clone();
-            for (_, operand) in operands.iter_mut().enumerate().filter(|(i, _)| *i != widest) {
-                let (wide, narrow) = (reference.ty.rank(), operand.ty.rank());
-                let pairs: Vec<(usize, usize)> = (0..narrow).map(|k| (wide - narrow + k, k)).collect();
-                line_up(&mut reference, operand, &pairs);
-            }
-            operands[widest] = reference;
+        ("cross_entropy", &[x, targets]) if x > targets => line_up_two(operands, (0, 1), &leading(targets)),
+        ("gather", &[_, _]) => line_up_two(operands, (0, 1), &[]),
+        ("attend", &[q, k, v]) if q >= k && k == v && k >= 2 => {
+            let mut pairs = leading(k - 2);
+            pairs.push((q - 1, k - 1));
+            line_up_two(operands, (0, 1), &pairs);
+            line_up_two(operands, (1, 2), &leading(k));
         }
+        _ if method.receiver == Kind::Operand || method.args.contains(&Kind::Operand) => line_up_right(operands),
         _ => {}
     }
+}
+
+/// Element-wise operands line up from the right with the one that has most axes.
+fn line_up_right(operands: &mut [HostValue]) {
+    let Some(widest) = (0..operands.len()).rev().max_by_key(|&i| operands[i].ty.rank()) else { return };
+    let wide = operands[widest].ty.rank();
+    // Twice, since a later operand may name an axis of the widest after an earlier one was lined up.
+    for i in (0..operands.len()).chain(0..operands.len()).filter(|&i| i != widest) {
+        let narrow = operands[i].ty.rank();
+        let pairs: Vec<(usize, usize)> = (0..narrow).map(|k| (wide - narrow + k, k)).collect();
+        line_up_two(operands, (widest, i), &pairs);
+    }
+}
+
+/// Positions of the labels that both operands of an einsum have.
+fn shared_labels(args: &[In], ranks: &[usize]) -> Vec<(usize, usize)> {
+    let spec = args.iter().find_map(|a| match a {
+        In::Spec(s) => s.split("->").next(),
+        _ => None,
+    });
+    let labels: Vec<Vec<&str>> =
+        spec.unwrap_or_default().split(',').map(|part| part.split_whitespace().collect()).collect();
+    match labels.as_slice() {
+        [left, right] if [left.len(), right.len()] == ranks => {
+            let at = |word: &str| left.iter().position(|w| *w == word);
+            right.iter().enumerate().filter_map(|(j, w)| at(w).map(|i| (i, j))).collect()
+        }
+        _ => Vec::new(),
+    }
+}
+
+fn line_up_two(operands: &mut [HostValue], (a, b): (usize, usize), pairs: &[(usize, usize)]) {
+    let mut reference = operands[a].clone();
+    line_up(&mut reference, &mut operands[b], pairs);
+    operands[a] = reference;
 }
 
 fn is_unnamed(axis: Axis) -> bool {

@@ -126,8 +126,8 @@ fn rounds(first: &[Node], second: &[Node]) -> Result<Rounds, Diagnostic> {
         [carried] => Ok(Rounds { carried, is_carried, second: defined }),
         _ => {
             let message =
-                format!("a loop over a `Repeat` carries one value from copy to copy, this one {}", carried.len());
-            Err(Diagnostic::new("K0342", message).help("write `x = block.forward(x, ..);` with one rebound variable"))
+                format!("a loop over a `Repeat` carries one tensor from copy to copy, this one {}", carried.len());
+            Err(Diagnostic::new("K0309", message).help("write `x = block.forward(x, ..);` with one rebound variable"))
         }
     }
 }
@@ -143,7 +143,7 @@ fn append(
     let (before, now) = (r.builder.ty(initial).clone(), r.builder.ty(next).clone());
     if before != now {
         let message = format!("the carried value enters a copy as {before} and leaves it as {now}");
-        return Err(Diagnostic::new("K0342", message).help("a `Repeat` needs equal axes at entry and exit"));
+        return Err(Diagnostic::new("K0306", message).help("a `Repeat` needs equal axes at entry and exit"));
     }
     let axis = match r.repeat_axis(running.part.sub) {
         Some(axis) if !running.part.nested => axis,

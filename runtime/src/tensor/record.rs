@@ -3,7 +3,7 @@
 //! In: a [`LayerDef`] whose text holds the arguments, and the function that runs the body. Out: the [`Layer`] that the macro's parser
 //! would have made, or every mistake with its position. Never computes a value.
 
-use super::apply::In;
+use super::apply::{In, Rule};
 use super::session::{self, Handle};
 use super::{Ids, Parts, Repeat, Returns, Rope, Source, Tensor, loops};
 use crate::layer::{KindSig, LayerDef, Sig};
@@ -196,25 +196,14 @@ pub fn apply(method: &Method, args: &[In], span: Span) -> Vec<Handle> {
     })
 }
 
-/// Appends a number.
-pub fn scalar(number: &In, span: Span) -> Handle {
+/// Appends a rule.
+pub fn apply_rule(rule: Rule, operands: &[Handle], span: Span) -> Handle {
     with(|r| {
         r.builder.span = span;
-        let value = match number {
-            In::Number(x) => methods::scalar(&mut r.builder, Attr::Float(*x)),
-            _ => Err(TypeError::new("K0120", "a number is needed here")),
-        };
-        r.keep(value.map(|v| vec![v]), 1)[0]
-    })
-}
-
-/// Appends `sum * factor`.
-pub fn scale_loss(sum: Handle, factor: f64, span: Span) -> Handle {
-    with(|r| {
-        r.builder.span = span;
-        let Some(sum) = r.resolve(sum) else { return r.poison(1)[0] };
-        let scaled = methods::scale_loss(&mut r.builder, [sum, sum], factor.into());
-        r.keep(scaled.map(|v| vec![v[0]]), 1)[0]
+        let operands: Option<Vec<ValueId>> = operands.iter().map(|&h| r.resolve(h)).collect();
+        let Some(operands) = operands else { return r.poison(1)[0] };
+        let result = rule.lower(&mut r.builder, &operands);
+        r.keep(result.map(|v| vec![v]), 1)[0]
     })
 }
 

@@ -26,6 +26,12 @@ impl Handle {
     }
 }
 
+impl std::fmt::Debug for Handle {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}:{}", self.session, self.index)
+    }
+}
+
 /// A value of the eager run. Floats are f32 values held as f64, so that the interpreter reads them without a copy.
 #[derive(Clone)]
 pub struct HostValue {

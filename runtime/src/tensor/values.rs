@@ -1,6 +1,6 @@
 //! The types that a body handles: `Tensor`, `Ids`, `Rope`, `Loss`; how they are made from host numbers and read back.
 
-use super::apply::{In, apply_scalar};
+use super::apply::{Rule, apply_rule};
 use super::session::{self, Handle, HostValue};
 use super::{IntoAxes, eager};
 use kiln_compiler::interp::Array;
@@ -170,7 +170,7 @@ impl Rope {
     /// Rotary positions with this base, 10 000 in the paper.
     #[track_caller]
     pub fn new(base: impl Into<f64>) -> Rope {
-        Rope { base: Tensor(apply_scalar(In::Number(base.into()))) }
+        Rope { base: Tensor(apply_rule(Rule::Scalar(base.into()), &[])) }
     }
 }
 

@@ -1,1 +1,0 @@
-//! Tests of the eager run and of the recording.
