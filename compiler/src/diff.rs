@@ -71,8 +71,10 @@ pub fn run(func: &Func, activity: &[Activity], differentiated: &[bool]) -> Resul
     let mut sums: Vec<Option<ValueId>> = vec![None; pending.len()];
     for node in primal_nodes.iter().rev() {
         b.span = node.span;
+        // What ranks contribute to a cotangent is summed over them before it is rounded.
+        let round = node.op.name != "pbroadcast";
         let cotangents: Vec<Option<ValueId>> =
-            node.outputs.iter().map(|v| total(&mut b, &mut pending, &mut sums, *v, true)).collect();
+            node.outputs.iter().map(|v| total(&mut b, &mut pending, &mut sums, *v, round)).collect();
         let wants = node.inputs.iter().any(|v| active[v.index()]);
         let runs = cotangents.iter().any(Option::is_some) && (wants || holds_parameters(node));
         if !runs {

@@ -12,5 +12,6 @@ pub mod interp;
 pub mod ir;
 pub mod methods;
 pub mod ops;
+pub mod place;
 pub mod precision;
 pub mod simplify;
