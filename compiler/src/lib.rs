@@ -7,6 +7,8 @@
 pub mod compile;
 pub mod diagnostics;
 pub mod diff;
+#[cfg(feature = "emit")]
+pub mod emit;
 pub mod fuse;
 pub mod interp;
 pub mod ir;

@@ -81,6 +81,9 @@ pub struct KernelDef {
     pub hash: u64,
     /// Readable name, such as `block_fwd_3_add_rms_norm`.
     pub name: &'static str,
+    /// Builds the kernel with CubeCL; absent when no GPU feature is compiled in.
+    #[cfg(any(feature = "wgpu", feature = "cuda"))]
+    pub define: crate::device::cube::DefineFn,
 }
 
 /// Registers a layer for tools; emitted by `#[layer]`.

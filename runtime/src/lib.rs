@@ -6,6 +6,8 @@ extern crate self as kiln;
 pub mod data;
 pub mod device;
 pub mod interrupt;
+#[cfg(any(feature = "wgpu", feature = "cuda"))]
+mod kernels;
 pub mod layer;
 pub mod metrics;
 pub mod optim;

@@ -3,5 +3,6 @@
 pub mod folders;
 pub mod peers;
 pub mod programs;
+pub mod regions;
 pub mod skips;
 pub mod snapshot;

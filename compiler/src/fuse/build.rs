@@ -417,8 +417,11 @@ impl Writer<'_> {
                 let dtype = self.dtype(table.dtype);
                 let mut axes = vec![Index::Value(id)];
                 axes.extend(table.shape[1..].iter().map(|&a| Index::Domain(self.position(a))));
-                self.region.extra_axes.push(table.shape[0]);
+                let known = self.reads.len();
                 let i = self.operand(node.inputs[0], Layout { axes, dtype });
+                if i == known {
+                    self.region.extra_axes.push(table.shape[0]);
+                }
                 self.push(Instr::Load(i))
             }
             "reduce_sum" | "reduce_max" => {

@@ -1,7 +1,7 @@
 //! A fused region: a scalar program over a named iteration domain. One region is one launch.
 //!
-//! The host's tile engine interprets it, the emitter prints it as a `#[cube]` function; both read [`Region::abi`] for the order
-//! of arguments.
+//! The host's tile engine interprets it; on a GPU it becomes a kernel ([`super::kernel`]) whose arguments come in the order of
+//! [`Region::abi`].
 //!
 //! A region iterates over `domain`. Its first `rows` axes number the rows, the others are the *interior* of a row. A map has no
 //! row reduction and `rows == domain.len()` by convention. Instructions are in SSA form; each refers to earlier ones only.
@@ -125,7 +125,7 @@ pub struct Region {
     pub dtypes: Vec<DType>,
     /// Operands.
     pub inputs: Vec<Layout>,
-    /// Axes of buffers that are indexed by values rather than by the domain, in order of first use over `inputs`.
+    /// Axes of buffers that are indexed by values rather than by the domain: one for each [`Index::Value`], in order over `inputs`.
     pub extra_axes: Vec<Axis>,
     /// Scalar arguments.
     pub scalars: Vec<ScalarArg>,
@@ -142,31 +142,115 @@ pub struct Region {
     pub names: Vec<String>,
 }
 
-/// The order of a kernel's arguments; the only definition, read by emitter, launcher and tile engine.
+/// A buffer argument of a kernel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum BufferArg {
+    /// Operand `i`.
+    Input(usize),
+    /// Output `i`.
+    Output(usize),
+    /// In place of output `i`, a sum over rows: one f32 partial sum per cube and interior element, `[cubes, interior]`. A second
+    /// launch sums them into the output in the order of the cubes.
+    Partial(usize),
+    /// u32 words that change from step to step without changing the plan: the step (low, high), then for each stream its key
+    /// (low, high) and the index of its first local element in the logical tensor (low, high).
+    Random,
+}
+
+/// An integer argument of a kernel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum IndexArg {
+    /// Local size of a domain axis.
+    Extent(usize),
+    /// Size of an extra axis, which bounds an index that is a value.
+    Extra(usize),
+    /// Stride, in elements, of one axis of a buffer: `buffer` counts [`Region::layouts`], `axis` its axes. The fastest axis has
+    /// stride 1 and no argument; nor have the buffers of [`Region::is_plain`].
+    Stride {
+        /// Which layout.
+        buffer: usize,
+        /// Which of its axes.
+        axis: usize,
+    },
+    /// Global index of the first local element along a domain axis: axes that an [`Instr::Iota`] reads.
+    Offset(usize),
+    /// Stride, in elements of the logical tensor, of one axis of a stream; the fastest has stride 1 and no argument.
+    StreamStride {
+        /// Which stream.
+        stream: usize,
+        /// Which of its axes.
+        axis: usize,
+    },
+}
+
+/// The order of a kernel's arguments; the only definition, read by emitter and launcher: buffers, then indices, then
+/// [`Region::scalars`] as f32.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Abi {
-    /// Buffers: inputs, then outputs.
-    pub buffers: usize,
-    /// u32 scalars: the domain's extents; then for each buffer one stride per domain axis (0 where it lacks the axis; elements);
-    /// then for each buffer one stride per `Index::Value` axis; then per stream one global stride per domain axis, a global
-    /// offset, and its 64-bit key as two words (low, high); then for each domain axis its global offset and the local size.
-    pub u32s: usize,
-    /// f32 scalars: [`Region::scalars`].
-    pub f32s: usize,
+    /// Buffers in order: inputs, outputs, random words.
+    pub buffers: Vec<BufferArg>,
+    /// Integers in order.
+    pub indices: Vec<IndexArg>,
 }
 
 impl Region {
     /// The arguments of its kernel.
     pub fn abi(&self) -> Abi {
-        let buffers = self.inputs.len() + self.outputs.len();
-        let d = self.domain.len();
-        let by_value: usize =
-            self.layouts().map(|l| l.axes.iter().filter(|i| matches!(i, Index::Value(_))).count()).sum();
-        Abi {
-            buffers,
-            u32s: d + buffers * d + by_value + self.streams.len() * (d + 3) + 2 * d,
-            f32s: self.scalars.len(),
+        let inputs = (0..self.inputs.len()).map(BufferArg::Input);
+        let outputs = self.outputs.iter().enumerate().map(|(i, (reg, _))| match self.code[*reg] {
+            Instr::ColumnSum(_) => BufferArg::Partial(i),
+            _ => BufferArg::Output(i),
+        });
+        let random = (!self.streams.is_empty()).then_some(BufferArg::Random);
+        let mut indices: Vec<IndexArg> = (0..self.domain.len()).map(IndexArg::Extent).collect();
+        indices.extend((0..self.extra_axes.len()).map(IndexArg::Extra));
+        for (buffer, layout) in self.layouts().enumerate() {
+            let strided = if self.is_plain(buffer) { 0 } else { layout.axes.len().saturating_sub(1) };
+            indices.extend((0..strided).map(|axis| IndexArg::Stride { buffer, axis }));
         }
+        for axis in 0..self.domain.len() {
+            if self.code.contains(&Instr::Iota(axis)) {
+                indices.push(IndexArg::Offset(axis));
+            }
+        }
+        for (stream, s) in self.streams.iter().enumerate() {
+            indices.extend((0..s.axes.len().saturating_sub(1)).map(|axis| IndexArg::StreamStride { stream, axis }));
+        }
+        Abi { buffers: inputs.chain(outputs).chain(random).collect(), indices }
+    }
+
+    /// Whether buffer `i` needs no strides: it lies in the order of the domain, of its rows or of their interior.
+    pub fn is_plain(&self, i: usize) -> bool {
+        let d = self.domain.len();
+        let lies_over = |axes: &[Index], from: usize, to: usize| {
+            axes.len() == to - from && axes.iter().zip(from..to).all(|(index, a)| *index == Index::Domain(a))
+        };
+        let layout = self.layouts().nth(i).map(|l| l.axes.as_slice()).unwrap_or_default();
+        self.is_segment_operand(i)
+            || lies_over(layout, 0, d)
+            || self.has_rows() && (lies_over(layout, 0, self.rows) || lies_over(layout, self.rows, d))
+    }
+
+    /// Whether its template deals rows to cubes.
+    pub fn has_rows(&self) -> bool {
+        match self.template {
+            Template::Row | Template::RowColumn => true,
+            Template::FlatMap | Template::StridedMap | Template::SegmentSum => false,
+        }
+    }
+
+    /// Whether operand `i` is read by a [`Instr::SegmentSum`] rather than at the domain's index.
+    pub fn is_segment_operand(&self, i: usize) -> bool {
+        self.code.iter().any(|instr| match *instr {
+            Instr::SegmentSum { values, order, starts, ends } => [values, order, starts, ends].contains(&i),
+            _ => false,
+        })
+    }
+
+    /// Whether buffer `i` of [`Region::layouts`] is an output that is summed over the rows.
+    pub fn is_column_output(&self, i: usize) -> bool {
+        let output = i.checked_sub(self.inputs.len()).and_then(|o| self.outputs.get(o));
+        output.is_some_and(|(reg, _)| matches!(self.code[*reg], Instr::ColumnSum(_)))
     }
 
     /// Layouts of all buffers in argument order.
@@ -174,14 +258,21 @@ impl Region {
         self.inputs.iter().chain(self.outputs.iter().map(|(_, l)| l))
     }
 
-    /// Structural hash: free of names, element types, sizes, widths, constants and sites, so that one emitted kernel serves all.
+    /// Structural hash: free of names, float types, sizes, widths, constants and sites, so that one emitted kernel serves all.
     pub fn hash(&self) -> u64 {
         let mut text = format!("{:?}|{}|{}|{:?}|", self.template, self.domain.len(), self.rows, self.inputs);
         text.push_str(&format!("{}|{}|{:?}|", self.extra_axes.len(), self.scalars.len(), self.code));
         for s in &self.streams {
             text.push_str(&format!("{:?};", s.axes));
         }
-        text.push_str(&format!("{:?}", self.outputs));
+        text.push_str(&format!("{:?}|", self.outputs));
+        for d in &self.dtypes {
+            text.push_str(match d {
+                DType::I32 => "i",
+                DType::Bool => "b",
+                DType::F32 | DType::Bf16 | DType::F16 | DType::Compute | DType::Sub(_) => "f",
+            });
+        }
         let mut h = Xxh3Default::new();
         h.update(text.as_bytes());
         h.digest()

@@ -1,3 +1,7 @@
 //! Devices: each executes a whole schedule over one arena.
 
+#[cfg(any(feature = "wgpu", feature = "cuda"))]
+pub mod cube;
 pub mod host;
+#[cfg(feature = "wgpu")]
+pub mod wgpu;

@@ -1,0 +1,46 @@
+//! Adapters of wgpu: Vulkan, Metal, DX12 and WebGPU. The driver is looked for at run time, so executables start without one.
+
+use super::cube::{CubeDevice, CubeError, Shape};
+use cubecl::prelude::Runtime;
+use cubecl::wgpu::{AutoGraphicsApi, GraphicsApi, WgpuDevice, WgpuRuntime};
+use wgpu::{Backends, DeviceType, Instance, InstanceDescriptor, PowerPreference, RequestAdapterOptions};
+
+/// A device of wgpu.
+pub type Device = CubeDevice<WgpuRuntime>;
+
+/// What an adapter calls itself.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Adapter {
+    /// Its name.
+    pub name: String,
+    /// Whether it computes on the processor: correct, and slow.
+    pub is_software: bool,
+}
+
+/// The adapter that [`open`] would take, if there is one.
+pub fn adapter() -> Result<Adapter, CubeError> {
+    let descriptor = InstanceDescriptor {
+        backends: Backends::from(AutoGraphicsApi::backend()),
+        ..InstanceDescriptor::new_without_display_handle()
+    };
+    let options = RequestAdapterOptions {
+        power_preference: PowerPreference::HighPerformance,
+        ..RequestAdapterOptions::default()
+    };
+    let found = cubecl::future::block_on(Instance::new(descriptor).request_adapter(&options));
+    let info = found.map_err(|_| CubeError::NoAdapter("wgpu"))?.get_info();
+    Ok(Adapter { name: info.name, is_software: info.device_type == DeviceType::Cpu })
+}
+
+/// Opens the best adapter.
+pub fn open() -> Result<Device, CubeError> {
+    // CubeCL panics where there is no adapter, so it is asked only after one was seen.
+    let adapter = adapter()?;
+    let client = WgpuRuntime::client(&WgpuDevice::DefaultDevice);
+    Ok(CubeDevice::new(client, if adapter.is_software { SOFTWARE } else { HARDWARE }))
+}
+
+/// Software drivers run units one after the other and pay for each barrier.
+const SOFTWARE: Shape = Shape { map_units: 64, row_units: 32, column_cubes: 8, width: 4 };
+/// Four cubes for each of about a hundred multiprocessors share a sum over rows; 256 units fill one with two cubes.
+const HARDWARE: Shape = Shape { map_units: 256, row_units: 256, column_cubes: 512, width: 4 };

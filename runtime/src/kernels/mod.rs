@@ -1,0 +1,24 @@
+//! Pieces of GPU kernels: what emitted code calls, and the second stage of column sums. Host code names them only to build kernels.
+
+// `#[cube]` makes a module, a struct and a function beside each of ours, without documentation.
+#![allow(missing_docs)]
+
+mod arguments;
+mod column_sum;
+mod math;
+mod placeholders;
+mod position;
+mod random;
+mod reduce;
+mod rounding;
+mod segment;
+
+pub use arguments::{input, number, output, position, words};
+pub use column_sum::define_column_sum;
+pub use math::{cosine, erf, is_nan, logistic, maximum, minimum, sign, sine, tanh};
+pub use placeholders::*;
+pub use position::{clamp, first_lane, half_sign, lanes, rotate};
+pub use random::uniform;
+pub use reduce::{accumulate, max_cube, max_lanes, sum_cube, sum_lanes};
+pub use rounding::{Rounding, round};
+pub use segment::segment_sum;
