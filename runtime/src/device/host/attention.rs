@@ -11,6 +11,7 @@ use super::buffer::{Buf, round_in_place};
 use super::cpu::{Fma, multiversion};
 use super::exp::exp;
 use super::micro::{Into, Micro, Operands};
+use super::pack::{self, Part};
 use super::pool::Pool;
 use super::share::Shared;
 use kiln_compiler::ir::{Axis, DType, Sizes};
@@ -220,13 +221,13 @@ impl AttentionPlan {
             let mut keys_end = 0;
             for (b, i) in range.clone().enumerate() {
                 let at = self.queries(group, i);
-                load_rows(q, self.row(at) * head, at.count, head, head, scale, &mut qs[b * QUERIES * head..]);
+                pack::rows(self.query_part(q, at), scale, head, &mut qs[b * QUERIES * head..]);
                 keys_end = keys_end.max(self.visible(at.first + at.count - 1));
             }
             for j in (0..keys_end).step_by(KEYS) {
                 let keys = self.keys(group, j);
-                load_transposed(k, self.key(keys) * head, keys.count, head, kt);
-                load_rows(v, self.key(keys) * head, keys.count, head, width, 1.0, vs);
+                pack::transposed(self.key_part(k, keys), KEYS, kt);
+                pack::rows(self.key_part(v, keys), 1.0, width, vs);
                 for (b, i) in range.clone().enumerate() {
                     let at = self.queries(group, i);
                     let r = b * QUERIES;
@@ -306,16 +307,16 @@ impl AttentionPlan {
         let dv = take(&mut rest, KEYS * width);
         let p = take(&mut rest, QUERIES * KEYS);
         let dp = take(&mut rest, QUERIES * KEYS);
-        load_transposed(call.k, self.key(keys) * head, keys.count, head, kt);
-        load_transposed(call.v, self.key(keys) * head, keys.count, head, vt);
+        pack::transposed(self.key_part(call.k, keys), KEYS, kt);
+        pack::transposed(self.key_part(call.v, keys), KEYS, vt);
         dk.fill(0.0);
         dv.fill(0.0);
         let start = self.first_query(keys.first) / QUERIES * self.group;
         for i in start..self.blocks() {
             let at = self.queries(keys.group, i);
             let row = self.row(at);
-            load_rows(call.q, row * head, at.count, head, width, scale, qs);
-            load_rows(call.d_o, row * head, at.count, head, width, 1.0, ds);
+            pack::rows(self.query_part(call.q, at), scale, width, qs);
+            pack::rows(self.query_part(call.d_o, at), 1.0, width, ds);
             self.scores(at, keys, qs, width, kt, p);
             self.scores(at, keys, ds, width, vt, dp);
             let rows = row..row + at.count;
@@ -355,15 +356,15 @@ impl AttentionPlan {
         for (b, i) in range.clone().enumerate() {
             let at = self.queries(group, i);
             let to = b * QUERIES * head;
-            load_rows(call.q, self.row(at) * head, at.count, head, head, scale, &mut qs[to..]);
-            load_rows(call.d_o, self.row(at) * head, at.count, head, head, 1.0, &mut ds[to..]);
+            pack::rows(self.query_part(call.q, at), scale, head, &mut qs[to..]);
+            pack::rows(self.query_part(call.d_o, at), 1.0, head, &mut ds[to..]);
             keys_end = keys_end.max(self.visible(at.first + at.count - 1));
         }
         for j in (0..keys_end).step_by(KEYS) {
             let keys = self.keys(group, j);
-            load_transposed(call.k, self.key(keys) * head, keys.count, head, kt);
-            load_transposed(call.v, self.key(keys) * head, keys.count, head, vt);
-            load_rows(call.k, self.key(keys) * head, keys.count, head, width, 1.0, ks);
+            pack::transposed(self.key_part(call.k, keys), KEYS, kt);
+            pack::transposed(self.key_part(call.v, keys), KEYS, vt);
+            pack::rows(self.key_part(call.k, keys), 1.0, width, ks);
             for (b, i) in range.clone().enumerate() {
                 let at = self.queries(group, i);
                 let (r, row) = (b * QUERIES, self.row(at));
@@ -391,6 +392,14 @@ impl AttentionPlan {
     /// The first row of a key block among all keys.
     fn key(&self, keys: Keys) -> usize {
         keys.group * self.t + keys.first
+    }
+
+    fn query_part(&self, src: Buf, at: Queries) -> Part {
+        Part { src, at: self.row(at) * self.k, stride: self.k, rows: at.count, columns: self.k }
+    }
+
+    fn key_part(&self, src: Buf, keys: Keys) -> Part {
+        Part { src, at: self.key(keys) * self.k, stride: self.k, rows: keys.count, columns: self.k }
     }
 
     fn seen_by(&self, at: Queries, keys: Keys) -> impl Fn(usize) -> usize + Copy {
@@ -503,51 +512,6 @@ fn finish(to: Buf, at: usize, rounds: &[DType], row: &mut [f32]) {
         round_in_place(dtype, row);
     }
     to.store(at, row);
-}
-
-multiversion! {
-    /// Widens `rows` rows of `head` elements times `factor` into rows of `width`, filled up with zeros.
-    fn load_rows(src: Buf, at: usize, rows: usize, head: usize, width: usize, factor: f32, dst: &mut [f32]) = load_rows_body
-}
-
-#[inline(always)]
-fn load_rows_body<F: Fma>(src: Buf, at: usize, rows: usize, head: usize, width: usize, factor: f32, dst: &mut [f32]) {
-    for (i, row) in dst.chunks_exact_mut(width).take(rows).enumerate() {
-        src.load(at + i * head, &mut row[..head]);
-        row[..head].iter_mut().for_each(|x| *x *= factor);
-        row[head..].fill(0.0);
-    }
-}
-
-multiversion! {
-    /// Widens `rows` rows of `head` elements into columns of `dst`, whose rows have `KEYS` elements; other columns become zero.
-    fn load_transposed(src: Buf, at: usize, rows: usize, head: usize, dst: &mut [f32]) = load_transposed_body
-}
-
-#[inline(always)]
-fn load_transposed_body<F: Fma>(src: Buf, at: usize, rows: usize, head: usize, dst: &mut [f32]) {
-    const SIDE: usize = 16;
-    let mut square = [[0.0f32; SIDE]; SIDE];
-    for c in (0..head).step_by(SIDE) {
-        let n = SIDE.min(head - c);
-        for r in (0..KEYS).step_by(SIDE) {
-            for (i, line) in square.iter_mut().enumerate() {
-                if r + i >= rows {
-                    line.fill(0.0);
-                } else if n == SIDE {
-                    src.load(at + (r + i) * head + c, line);
-                } else {
-                    src.load(at + (r + i) * head + c, &mut line[..n]);
-                }
-            }
-            for i in 0..n {
-                let to: &mut [f32] = &mut dst[(c + i) * KEYS + r..][..SIDE];
-                for l in 0..SIDE {
-                    to[l] = square[l][i];
-                }
-            }
-        }
-    }
 }
 
 multiversion! {

@@ -4,15 +4,17 @@
 //! same bits for any number of threads: work is split over outputs only, and reductions follow trees fixed by shapes.
 //!
 //! Reading order: [`cpu`] (which instructions) → [`pool`] (who runs) → [`buffer`] (what memory) → `micro` (inner loop of products) →
-//! [`gemm`] → [`attention`].
+//! [`gemm`] → [`attention`], [`loss`].
 
 pub mod attention;
 pub mod buffer;
 pub mod cpu;
 mod exp;
 pub mod gemm;
+pub mod loss;
 mod micro;
 #[cfg(test)]
 mod oracle;
+mod pack;
 pub mod pool;
 mod share;
