@@ -61,6 +61,7 @@ pub const CODES: &[(&str, &str)] = &[
     ("K0121", "one axis with two sizes"),
     ("K0122", "wrong number of axes or elements of a host tensor"),
     ("K0123", "size of an axis that an eager run does not know"),
+    ("K0124", "reference of an operation against its sig"),
     ("K0341", "rounds of a recorded loop differ"),
     ("K0343", "value of a recorded loop's body read after the loop"),
     ("K0344", "recorded loop left before its end"),

@@ -2,6 +2,7 @@
 
 pub use crate::layer::{ArgSig, Axis, KernelDef, KindSig, Layer, LayerDef, LayerEntry, Sig};
 pub use crate::tensor::{Frame, Parts, Recorder, Source, call};
+pub use crate::user_op::{HostResults, UserOp, UserOpEntry, call as call_op};
 pub use inventory;
 
 pub use crate::{__kernel_table as kernel_table, __kernels as kernels};

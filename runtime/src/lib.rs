@@ -19,6 +19,7 @@ pub mod scaler;
 pub mod schedule;
 pub mod state;
 pub mod tensor;
+pub mod user_op;
 
 #[doc(hidden)]
 pub mod __private;

@@ -15,9 +15,9 @@ mod layers;
 mod loops;
 mod methods;
 mod operators;
-mod record;
+pub(crate) mod record;
 mod repeat;
-mod session;
+pub(crate) mod session;
 mod values;
 
 pub use axes::{IntoAxes, IntoAxis};
@@ -26,6 +26,7 @@ pub use layers::{Args, Parts, Returns, Source, call};
 pub use methods::{Causal, Full, IntoMask, Operand, stop_gradient};
 pub use record::{ConfigScalar, RecordError, Recorder, record};
 pub use repeat::{Repeat, RepeatIter};
+pub use session::Handle;
 pub use values::{Ids, Loss, Over, Rope, Tensor};
 
 #[cfg(test)]

@@ -104,6 +104,7 @@ pub fn record(
     })?;
     header.args.retain(|a| !matches!(a.kind, ArgKind::Tied { .. }));
     header.body = Func::default();
+    make_concrete(&mut header, def.sig);
     let file = header.file.clone();
     let guard = Guard::start(def, header, config);
     body(&mut Recorder { _only_from_record: () });
@@ -112,6 +113,29 @@ pub fn record(
         return Ok(recording.into_layer());
     }
     Err(fail(&file, recording.mistakes))
+}
+
+fn named(axes: &[&str]) -> Vec<Axis> {
+    axes.iter().map(|a| Axis::new(a)).collect()
+}
+
+/// Gives the axis parameters of a generic layer the axes of this instance, as its signature has them.
+fn make_concrete(header: &mut Layer, sig: &Sig) {
+    let mut given: HashMap<Axis, Axis> = HashMap::new();
+    for arg in &header.args {
+        let found = sig.inputs.iter().chain(sig.params).find(|s| s.name == arg.name).map(|s| s.kind);
+        match (&arg.kind, found) {
+            (ArgKind::Input(ty) | ArgKind::Param { ty, .. }, Some(KindSig::Tensor(axes) | KindSig::Ids(axes))) => {
+                given.extend(ty.shape.iter().copied().zip(named(axes)));
+            }
+            (ArgKind::Rope { seq, head }, Some(KindSig::Rope(s, k))) => {
+                given.extend([(*seq, Axis::new(s)), (*head, Axis::new(k))]);
+            }
+            _ => {}
+        }
+    }
+    let generics = std::mem::take(&mut header.generics);
+    ir::rename_axes(header, &|a| given.get(&a).copied().filter(|_| generics.contains(&a)).unwrap_or(a));
 }
 
 /// Puts the enclosing recording back, also when the body panics.
@@ -239,19 +263,35 @@ pub fn call(def: &'static LayerDef, sig: &Sig, marker: Option<Tensor>, args: &[H
             return r.poison(results);
         };
         let attrs = Attrs::new().with("sub", sub as i64).with("dtype", DType::F32);
-        let rename = r.child_axes(sub);
-        let shape = |axes: &[&str]| axes.iter().map(|a| rename(Axis::new(a))).collect::<Vec<Axis>>();
         let attrs = match sig.output {
-            KindSig::Loss => attrs.with("outs", 2).with("out0", shape(&[])).with("out1", shape(&[])).with("loss", true),
+            KindSig::Loss => attrs.with("outs", 2).with("out0", named(&[])).with("out1", named(&[])).with("loss", true),
             KindSig::Tuple(parts) => parts
                 .iter()
                 .enumerate()
-                .fold(attrs.with("outs", parts.len() as i64), |a, (i, p)| a.with(&format!("out{i}"), shape(p))),
-            KindSig::Tensor(axes) | KindSig::Ids(axes) => attrs.with("outs", 1).with("out0", shape(axes)),
-            KindSig::Rope(..) => attrs.with("outs", 1).with("out0", shape(&[])),
+                .fold(attrs.with("outs", parts.len() as i64), |a, (i, p)| a.with(&format!("out{i}"), named(p))),
+            KindSig::Tensor(axes) | KindSig::Ids(axes) => attrs.with("outs", 1).with("out0", named(axes)),
+            KindSig::Rope(..) => attrs.with("outs", 1).with("out0", named(&[])),
         };
         let op = ops::find("call").unwrap_or_else(|| panic!("no operation `call`"));
         let outputs = r.builder.try_op(op, attrs, &operands);
+        r.keep(outputs, results)
+    })
+}
+
+/// Appends an operation of the user's own, whose attributes follow from the types of its operands.
+pub(crate) fn opaque(
+    operands: &[Handle],
+    results: usize,
+    span: Span,
+    attrs: impl FnOnce(&[Type]) -> Result<Attrs, TypeError>,
+) -> Vec<Handle> {
+    with(|r| {
+        r.builder.span = span;
+        let operands: Option<Vec<ValueId>> = operands.iter().map(|&h| r.resolve(h)).collect();
+        let Some(operands) = operands else { return r.poison(results) };
+        let types: Vec<Type> = operands.iter().map(|&v| r.builder.ty(v).clone()).collect();
+        let op = ops::find("opaque").unwrap_or_else(|| panic!("no operation `opaque`"));
+        let outputs = attrs(&types).and_then(|attrs| r.builder.try_op(op, attrs, &operands));
         r.keep(outputs, results)
     })
 }
@@ -396,22 +436,10 @@ impl Recording {
         for step in steps {
             sig = sig.subs.iter().find(|(n, _)| *n == step).map(|(_, s)| *s)?;
         }
-        let rename = self.child_axes(sub);
         sig.params.iter().find(|p| p.name == name).and_then(|p| match p.kind {
-            KindSig::Tensor(axes) => Some(axes.iter().map(|a| rename(Axis::new(a))).collect()),
+            KindSig::Tensor(axes) => Some(named(axes)),
             _ => None,
         })
-    }
-
-    /// Axes of a generic child under the names that this layer gives them.
-    fn child_axes(&self, sub: usize) -> impl Fn(Axis) -> Axis + use<> {
-        let given = self.header.subs().get(sub).map(|(_, s)| s.generics.clone()).unwrap_or_default();
-        let own = match given.is_empty() {
-            true => Vec::new(),
-            false => ir::text::parse_layer(self.def.subs[sub].ir).map(|l| l.generics).unwrap_or_default(),
-        };
-        let renamed: HashMap<Axis, Axis> = own.into_iter().zip(given).collect();
-        move |a| renamed.get(&a).copied().unwrap_or(a)
     }
 
     fn child(&self, def: &LayerDef, marker: Option<Tensor>) -> Option<usize> {
@@ -433,7 +461,7 @@ impl Recording {
 
     fn check_output(&mut self, span: Span) {
         let found: Vec<String> = self.builder.func.outputs.iter().map(|&v| self.builder.ty(v).to_string()).collect();
-        let axes = |axes: &[&str]| Type::f32(axes.iter().map(|a| Axis::new(a)).collect::<Vec<_>>()).to_string();
+        let axes = |axes: &[&str]| Type::f32(named(axes)).to_string();
         let declared = match self.def.sig.output {
             KindSig::Tensor(a) => vec![axes(a)],
             KindSig::Tuple(parts) => parts.iter().map(|p| axes(p)).collect(),

@@ -1,7 +1,7 @@
 //! The recorded IR against text, and the mistakes that recording reports.
 
 use super::model::*;
-use crate::__private::{LayerDef, Recorder};
+use crate::__private::{LayerDef, Recorder, UserOp, call_op};
 use crate::layer::Layer as _;
 use crate::prelude::*;
 use crate::tensor::{RecordError, record};
@@ -94,6 +94,23 @@ fn nodes_keep_the_position_of_the_users_call() {
     let source = include_str!("model.rs").lines().collect::<Vec<_>>();
     let at = layer.body.nodes[1].span;
     assert!(source[at.line as usize - 1][at.column as usize - 1..].starts_with("silu()"));
+}
+
+#[test]
+fn an_operation_of_the_users_is_one_node() {
+    static SCALE: UserOp =
+        UserOp { name: "tests::scale", sig: "b s d, d -> b s d", reference: |args| vec![args[0].clone()], vjp: None };
+    let layer = with_body(|r| {
+        let x = r.param("emb").gather(r.ids("ids"));
+        let y: Tensor = call_op(&SCALE, (x, r.param("nf")));
+        r.output(y);
+    });
+    let mut layer = layer.expect("the layer records");
+    without_spans(&mut layer.body);
+    let text = print_layer(&layer);
+    let node = "%4: f32[B, S, D] = opaque(%3, %2) {dtype=:f32, name=\"tests::scale\", out0=[B, S, D], outs=1}";
+    assert!(text.contains(node), "{text}");
+    assert!(crate::user_op::find("tests::scale").is_some());
 }
 
 /// Trunk's arguments with another body.
