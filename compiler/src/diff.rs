@@ -100,9 +100,10 @@ pub fn run(func: &Func, activity: &[Activity], differentiated: &[bool]) -> Resul
             _ if !wanted => None,
             // An input that the outputs do not depend on: its gradient is zero, and says so in the IR.
             None => Some(zero(&mut b, v)),
-            Some(d) if activity[i] == Activity::Parameter => Some(b.cast(d, DType::F32)),
             Some(d) => Some(d),
         };
+        let dtype = if activity[i] == Activity::Parameter { DType::F32 } else { b.ty(v).dtype };
+        let d = d.map(|d| b.cast(d, dtype));
         input_cotangents.push(d.is_some());
         b.func.outputs.extend(d);
     }

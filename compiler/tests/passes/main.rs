@@ -1,4 +1,5 @@
 //! Whole functions through the passes: values and gradients stay what the interpreter says of the function as written.
 
+mod diff;
 mod models;
 mod place;

@@ -42,7 +42,7 @@ pub struct Model {
 }
 
 impl Model {
-    fn new(name: &'static str, b: Builder, outputs: &[ValueId]) -> Model {
+    pub fn new(name: &'static str, b: Builder, outputs: &[ValueId]) -> Model {
         let mut func = b.func;
         func.outputs = outputs.to_vec();
         let kind = |v: &ValueId| match (func.values[v.index()].name.as_deref(), func.ty(*v)) {
@@ -118,6 +118,10 @@ pub fn ax(names: &str) -> Vec<Axis> {
 
 pub fn input(b: &mut Builder, name: &str, axes: &str) -> ValueId {
     b.func.add_input(Type::f32(ax(axes)), name)
+}
+
+pub fn ids(b: &mut Builder, name: &str, axes: &str) -> ValueId {
+    b.func.add_input(Type::new(DType::I32, ax(axes)), name)
 }
 
 pub fn along(axis: &str) -> Attrs {
@@ -196,4 +200,93 @@ pub fn wide() -> Model {
     let again = b.broadcast(sum, &ax("B D"));
     let y = b.add(y, again);
     Model::new("wide", b, &[y])
+}
+
+/// Norms, attention and feed-forward with residual sums. Children: `attention`, then `swiglu`, called or, with `inlined`, in place.
+pub fn block(inlined: bool) -> Model {
+    let mut b = Builder::default();
+    let x = input(&mut b, "x", "B S D");
+    let rope = input(&mut b, "rope", "");
+    let n1 = input(&mut b, "n1", "D");
+    let n2 = input(&mut b, "n2", "D");
+    let child = |b: &mut Builder, sub: i64, model: Model, args: &[ValueId]| {
+        if !inlined {
+            let attrs = Attrs::new().with("sub", sub).with("dtype", DType::F32).with("outs", 1i64);
+            return b.op("call", attrs.with("out0", ax("B S D")), args);
+        }
+        let mut all = args.to_vec();
+        for &v in &model.func.inputs[args.len()..] {
+            let (ty, name) = (model.func.ty(v).clone(), model.func.values[v.index()].name.clone().unwrap_or_default());
+            all.push(b.func.add_input(ty, &name));
+        }
+        simplify::inline(b, &model.func, &all)[0]
+    };
+    let h = b.op("rms_norm", eps(), &[x, n1]);
+    let a = child(&mut b, 0, attention(), &[h, rope]);
+    let x = b.add(x, a);
+    let h = b.op("rms_norm", eps(), &[x, n2]);
+    let m = child(&mut b, 1, swiglu(), &[h]);
+    let y = b.add(x, m);
+    Model::new("block", b, &[y])
+}
+
+/// relu, layer_norm, softmax, dropout, gelu and a loss.
+pub fn mlp() -> Model {
+    let mut b = Builder::default();
+    let x = input(&mut b, "x", "B S D");
+    let next = ids(&mut b, "next", "B S");
+    let w1 = input(&mut b, "w1", "D F");
+    let w = input(&mut b, "w", "F");
+    let bias = input(&mut b, "bias", "F");
+    let w2 = input(&mut b, "w2", "F V");
+    let h = b.dot(x, w1, &ax("B S F"));
+    let r = b.unary("relu", h);
+    let g = b.unary("gelu", h);
+    let h = b.add(r, g);
+    let h = b.op("layer_norm", eps(), &[h, w, bias]);
+    let p = b.op("softmax", along("S"), &[h]);
+    let h = b.mul(p, h);
+    let h = b.op("dropout", Attrs::new().with("rate", 0.25).with("site", 0i64), &[h]);
+    let logits = b.dot(h, w2, &ax("B S V"));
+    let loss = b.ops("cross_entropy", Attrs::new(), &[logits, next])[0];
+    Model::new("mlp", b, &[logits, loss])
+}
+
+/// One table read as rows and as the weights of the head.
+pub fn tied() -> Model {
+    let mut b = Builder::default();
+    let tokens = ids(&mut b, "tokens", "B S");
+    let emb = input(&mut b, "emb", "V D");
+    let n = input(&mut b, "n", "D");
+    let x = b.op("gather", Attrs::new(), &[emb, tokens]);
+    let h = b.op("rms_norm", eps(), &[x, n]);
+    let loss = b.ops("linear_cross_entropy", Attrs::new(), &[h, emb, tokens]);
+    Model::new("tied", b, &loss[..1])
+}
+
+/// Values with several readers, one of which hides its derivative; an argument without influence; views.
+pub fn tangle() -> Model {
+    let mut b = Builder::default();
+    let x = input(&mut b, "x", "B D");
+    let z = input(&mut b, "z", "B");
+    let w = input(&mut b, "w", "D");
+    let idle = input(&mut b, "idle", "S D");
+    let h = b.unary("sin", x);
+    let wide = b.broadcast(w, &ax("B D"));
+    let a = b.mul(h, wide);
+    let still = b.unary("stop_gradient", h);
+    let c = b.mul(still, a);
+    let d = b.mul(c, h);
+    let turned = b.op("permute", Attrs::new().with("to", ax("D B")), &[d]);
+    let e = b.sum(turned, &ax("D"));
+    let e = b.mul(e, z);
+    let dead = b.sum(idle, &ax("S"));
+    b.unary("exp", dead);
+    let back = b.broadcast(e, &ax("B D"));
+    let f = b.add(back, a);
+    Model::new("tangle", b, &[f, e])
+}
+
+pub fn all() -> Vec<Model> {
+    vec![swiglu(), attention(), wide(), block(true), mlp(), tied(), tangle()]
 }
