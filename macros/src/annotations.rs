@@ -206,7 +206,8 @@ pub fn parse_precision(attr: &Attribute, errors: &Errors) -> Option<PrecisionAtt
             continue;
         }
         if compute == "f16" && name == "master" && ty != "f32" {
-            let message = "an `f16` layer needs `f32` master weights: an update below 2⁻¹¹ of a weight would round to nothing";
+            let message =
+                "an `f16` layer needs `f32` master weights: an update below 2⁻¹¹ of a weight would round to nothing";
             errors.push(value, "K0408", message, "write `master = f32`, or leave the option out");
             continue;
         }
@@ -321,6 +322,6 @@ mod tests {
         assert_eq!(p, Some(want));
         let s = parse_shard(&parse_quote!(#[shard(tensor = F)]), &errors).map(|s| s.value);
         assert_eq!(s, Some(Shard { mesh: "tensor".into(), axis: Some(Axis::new("F")) }));
-        assert!(errors.finish().is_empty());
+        assert!(errors.finish().list.is_empty());
     }
 }

@@ -4,7 +4,7 @@ use kiln_compiler::diagnostics::Diagnostic;
 use kiln_compiler::ops::TypeError;
 use proc_macro2::{Span, TokenStream};
 use quote::{ToTokens, quote_spanned};
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 
 /// One mistake and the tokens under which it is shown.
 pub struct Reported {
@@ -26,20 +26,31 @@ impl Reported {
     }
 }
 
+/// All mistakes of one layer, in source order.
+pub struct Diagnosed {
+    /// The mistakes.
+    pub list: Vec<Reported>,
+    /// Whether rustc would refuse the body for a reason that is reported here already: one mistake, one error.
+    pub rustc_repeats: bool,
+}
+
 /// Collects the mistakes of one layer.
 ///
 /// Dropping it without [`Errors::finish`] is a bug of Kiln and panics, so no diagnostic is lost.
-pub struct Errors(RefCell<Option<Vec<Reported>>>);
+pub struct Errors {
+    list: RefCell<Option<Vec<Reported>>>,
+    rustc_repeats: Cell<bool>,
+}
 
 impl Errors {
     /// None yet.
     pub fn new() -> Self {
-        Errors(RefCell::new(Some(Vec::new())))
+        Errors { list: RefCell::new(Some(Vec::new())), rustc_repeats: Cell::new(false) }
     }
 
     /// Adds a mistake.
     pub fn report(&self, tokens: impl ToTokens, diagnostic: Diagnostic) {
-        if let Some(list) = self.0.borrow_mut().as_mut() {
+        if let Some(list) = self.list.borrow_mut().as_mut() {
             list.push(Reported { tokens: tokens.into_token_stream(), diagnostic });
         }
     }
@@ -54,22 +65,40 @@ impl Errors {
         self.report(tokens, error.diagnostic());
     }
 
+    /// Adds a mistake that rustc would report again in the emitted body; see [`Diagnosed::rustc_repeats`].
+    pub fn push_instead_of_rustc(
+        &self,
+        tokens: impl ToTokens,
+        code: &'static str,
+        message: impl Into<String>,
+        help: impl Into<String>,
+    ) {
+        self.rustc_repeats.set(true);
+        self.push(tokens, code, message, help);
+    }
+
+    /// As [`Errors::push_instead_of_rustc`], for what an operation's type rule says.
+    pub fn type_error_instead_of_rustc(&self, tokens: impl ToTokens, error: &TypeError) {
+        self.rustc_repeats.set(true);
+        self.type_error(tokens, error);
+    }
+
     /// Whether nothing was reported so far.
     pub fn is_empty(&self) -> bool {
-        self.0.borrow().as_ref().is_none_or(Vec::is_empty)
+        self.list.borrow().as_ref().is_none_or(Vec::is_empty)
     }
 
     /// All mistakes in source order; this is the check without which dropping panics.
-    pub fn finish(self) -> Vec<Reported> {
-        let mut list = self.0.borrow_mut().take().unwrap_or_default();
+    pub fn finish(self) -> Diagnosed {
+        let mut list = self.list.borrow_mut().take().unwrap_or_default();
         list.sort_by_key(|r| (r.span().start().line, r.span().start().column));
-        list
+        Diagnosed { list, rustc_repeats: self.rustc_repeats.get() }
     }
 }
 
 impl Drop for Errors {
     fn drop(&mut self) {
-        if self.0.borrow().is_some() && !std::thread::panicking() {
+        if self.list.borrow().is_some() && !std::thread::panicking() {
             panic!("Kiln forgot to check for errors of a layer");
         }
     }

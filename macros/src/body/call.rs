@@ -19,7 +19,7 @@ impl Lowering<'_> {
                 self.arguments_of(m);
                 Val::Wrong
             }
-            val @ (Val::Tensor(_) | Val::Pending(_) | Val::Wrong) => self.tensor_method(val, m, whole, expected),
+            val @ (Val::Tensor(_) | Val::Pending(_) | Val::Wrong) => self.tensor_method(val, m, expected),
             other => {
                 self.not_a_tensor(&other, &m.receiver);
                 self.arguments_of(m);

@@ -4,7 +4,6 @@ use super::value::{Expected, Marker, Number, Source, Val};
 use super::{Lowering, is_unit, text};
 use crate::annotations::position;
 use crate::signature::literal_number;
-use kiln_compiler::ir::{Attrs, Type};
 use proc_macro2::TokenStream;
 use quote::ToTokens;
 use syn::{BinOp, Expr, ExprCall, ExprField, ExprLit, ExprPath, Lit, Member, UnOp};
@@ -24,10 +23,7 @@ impl Lowering<'_> {
             Expr::Path(p) => self.path(p),
             Expr::Lit(lit) => self.literal(e, lit),
             Expr::Unary(u) => match u.op {
-                UnOp::Neg(op) => {
-                    let val = self.expr(&u.expr, expected);
-                    self.negate(val, &u.expr.to_token_stream(), &op)
-                }
+                UnOp::Neg(op) => self.negate(&u.expr, &op, e, expected),
                 UnOp::Not(_) => match self.expr(&u.expr, None) {
                     Val::Flag(name, negated) => Val::Flag(name, !negated),
                     Val::Wrong => Val::Wrong,
@@ -57,6 +53,10 @@ impl Lowering<'_> {
                 let help = "make it the last expression, without `return`; a choice between values is `if` on a `#[config]` flag";
                 self.errors.push(r.return_token, "K0328", "a layer's body returns at its end only", help);
                 Val::Wrong
+            }
+            Expr::ForLoop(_) | Expr::Assign(_) => {
+                self.expr_statement(e);
+                Val::Unit
             }
             other => self.outside(other),
         }
@@ -143,8 +143,8 @@ impl Lowering<'_> {
         match (segments.iter().map(String::as_str).collect::<Vec<_>>().as_slice(), args.as_slice()) {
             ([.., "Rope", "new"], [base]) => self.rope_new(base, &c.func.to_token_stream()),
             ([.., "stop_gradient"], [x]) => {
-                let val = self.expr(x, expected);
-                self.unary("stop_gradient", val, &x.to_token_stream(), f, whole, expected)
+                let val = self.expr(x, None);
+                self.unary("stop_gradient", val, x, f, whole, expected)
             }
             _ => self.outside(&c.func),
         }
@@ -198,19 +198,6 @@ impl Lowering<'_> {
         }
     }
 
-    fn negate(&mut self, val: Val, tokens: &TokenStream, at: &syn::token::Minus) -> Val {
-        match self.known(&val) {
-            Val::Number(n) => Val::Number(Number::map("neg", vec![n])),
-            Val::Tensor(r) => self.apply_one("neg", Attrs::new(), &[(r, tokens.clone())], at, tokens),
-            Val::Pending(i) => {
-                self.report_pending(i);
-                Val::Wrong
-            }
-            Val::Wrong => Val::Wrong,
-            other => self.not_a_tensor(&other, tokens),
-        }
-    }
-
     /// Reports that a tensor was needed.
     pub(super) fn not_a_tensor(&mut self, val: &Val, tokens: &impl ToTokens) -> Val {
         let message = format!("`{}` is {}, where a tensor is needed", text(tokens), val.kind());
@@ -223,28 +210,6 @@ impl Lowering<'_> {
         };
         self.errors.push(tokens, "K0323", message, help);
         Val::Wrong
-    }
-
-    /// The tensor behind a value; a pending one takes the expected type.
-    pub(super) fn tensor(&mut self, val: &Val, tokens: &TokenStream, expected: Option<&Type>) -> Option<super::Ref> {
-        match self.known(val) {
-            Val::Tensor(r) => Some(r),
-            Val::Pending(i) => match expected {
-                Some(ty) => match self.resolve(i, &Expected::Tensor(ty.clone())) {
-                    Val::Tensor(r) => Some(r),
-                    _ => None,
-                },
-                None => {
-                    self.report_pending(i);
-                    None
-                }
-            },
-            Val::Wrong => None,
-            other => {
-                self.not_a_tensor(&other, tokens);
-                None
-            }
-        }
     }
 }
 

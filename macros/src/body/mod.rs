@@ -2,28 +2,29 @@
 
 mod call;
 mod control;
-mod einsum;
 mod elementwise;
 mod expr;
-mod methods;
 mod pending;
+mod tensor_method;
+mod typing;
 mod value;
 
-pub use value::{Assumed, Assumption, Expected, Marker, Number, Ref, Val};
+pub use value::{Assumed, Assumption, Expected};
 
-use crate::annotations::position;
+use tensor_method::Operand;
+use value::{Number, Ref, Val};
+
 use crate::diagnostics::Errors;
 use crate::signature::{Kind, OutputDecl, Signature, TensorType, Written, axis_of, parse_type};
-use kiln_compiler::ir::{Attrs, Axis, Builder, DType, Func, Type, ValueId};
-use kiln_compiler::ops;
+use kiln_compiler::ir::{Axis, Builder, DType, Func, Type, ValueId};
 use proc_macro2::{Ident, TokenStream};
 use quote::ToTokens;
 use std::collections::{BTreeMap, HashMap};
-use syn::spanned::Spanned;
 use syn::{Block, Expr, Local, Pat, Stmt};
 use value::Pending;
 
 /// What lowering a body gives.
+#[derive(Default)]
 pub struct Body {
     /// The computation.
     pub func: Func,
@@ -159,8 +160,12 @@ impl Lowering<'_> {
                 Stmt::Expr(e, _) => {
                     self.expr_statement(e);
                 }
-                Stmt::Item(item) => self.outside(item),
-                Stmt::Macro(m) => self.outside(&m.mac),
+                Stmt::Item(item) => {
+                    self.outside(item);
+                }
+                Stmt::Macro(m) => {
+                    self.outside(&m.mac);
+                }
             }
         }
         Val::Unit
@@ -259,7 +264,9 @@ impl Lowering<'_> {
                 }
             }
             Pat::Type(t) => self.bind_pattern(&t.pat, val),
-            other => self.outside(other),
+            other => {
+                self.outside(other);
+            }
         }
     }
 
@@ -293,11 +300,9 @@ impl Lowering<'_> {
     }
 
     /// An expression outside the grammar.
-    fn outside(&self, tokens: &impl ToTokens) -> Val
-    where
-        Val: Sized,
-    {
-        let help = "`#[layer(trace)]` takes any Rust and records the body at start-up; `#[op]` wraps a kernel of your own";
+    fn outside(&self, tokens: &impl ToTokens) -> Val {
+        let help =
+            "`#[layer(trace)]` takes any Rust and records the body at start-up; `#[op]` wraps a kernel of your own";
         let message = format!("`{}` is outside the grammar of a layer's body", text(tokens));
         self.errors.push(tokens, "K0301", message, help);
         Val::Wrong
@@ -342,38 +347,15 @@ impl Lowering<'_> {
         id
     }
 
-    /// Appends an operation; its type rule's complaint goes to the operand at fault.
-    fn apply(&mut self, op: &str, attrs: Attrs, args: &[(Ref, TokenStream)], at: &impl Spanned, tokens: &TokenStream) -> Option<Vec<Ref>> {
-        let op = ops::find(op).unwrap_or_else(|| panic!("no operation `{op}`: a bug of Kiln's method table"));
-        let inputs: Vec<ValueId> = args.iter().map(|(r, _)| self.local(*r)).collect();
-        let span = position(at);
-        let builder = self.builder();
-        builder.span = span;
-        match builder.try_op(op, attrs, &inputs) {
-            Ok(outs) => Some(outs.into_iter().map(|id| self.here(id)).collect()),
-            Err(mut error) => {
-                for (i, (_, t)) in args.iter().enumerate() {
-                    let name = describe(t);
-                    error.message = error.message.replace(&format!("{{{i}}}"), &name);
-                    error.help = error.help.map(|h| h.replace(&format!("{{{i}}}"), &name));
-                }
-                let at = error.operand.and_then(|i| args.get(i)).map_or(tokens, |(_, t)| t);
-                self.errors.type_error(at, &error);
-                None
-            }
-        }
-    }
-
-    /// As [`Lowering::apply`], for operations with one result.
-    fn apply_one(&mut self, op: &str, attrs: Attrs, args: &[(Ref, TokenStream)], at: &impl Spanned, tokens: &TokenStream) -> Val {
-        match self.apply(op, attrs, args, at, tokens).as_deref() {
-            Some([r, ..]) => Val::Tensor(*r),
-            _ => Val::Wrong,
-        }
-    }
-
     /// Checks a value against what is written about it and gives its tensors (a loss: sum and count).
-    fn fit(&mut self, val: Val, expected: &Expected, tokens: &TokenStream, code: &'static str, says: &str) -> Option<Vec<Ref>> {
+    fn fit(
+        &mut self,
+        val: Val,
+        expected: &Expected,
+        tokens: &TokenStream,
+        code: &'static str,
+        says: &str,
+    ) -> Option<Vec<Ref>> {
         let val = match val {
             Val::Pending(i) => self.resolve(i, expected),
             other => other,
@@ -427,7 +409,17 @@ fn refs_to_val(expected: &Expected, refs: &[Ref]) -> Val {
 /// The user's spelling of some tokens, on one line.
 pub fn text(tokens: &impl ToTokens) -> String {
     let mut s = tokens.to_token_stream().to_string();
-    for (from, to) in [(" . ", "."), (" (", "("), ("( ", "("), (" )", ")"), (" ,", ","), (" ;", ";"), (" !", "!"), ("& ", "&"), (" :: ", "::")] {
+    for (from, to) in [
+        (" . ", "."),
+        (" (", "("),
+        ("( ", "("),
+        (" )", ")"),
+        (" ,", ","),
+        (" ;", ";"),
+        (" !", "!"),
+        ("& ", "&"),
+        (" :: ", "::"),
+    ] {
         s = s.replace(from, to);
     }
     s

@@ -146,7 +146,12 @@ impl Lowering<'_> {
     }
 }
 
-fn call_node(sub: usize, expected: &Expected, inputs: Vec<kiln_compiler::ir::ValueId>, span: kiln_compiler::ir::Span) -> Node {
+fn call_node(
+    sub: usize,
+    expected: &Expected,
+    inputs: Vec<kiln_compiler::ir::ValueId>,
+    span: kiln_compiler::ir::Span,
+) -> Node {
     let op = ops::find("call").unwrap_or_else(|| panic!("no operation `call`: a bug of Kiln's registry"));
     let mut attrs = Attrs::new().with("sub", sub as i64).with("dtype", DType::F32);
     let shapes: Vec<Vec<Axis>> = match expected {

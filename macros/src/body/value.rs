@@ -83,6 +83,8 @@ pub enum Val {
         /// Sequence and head axis.
         axes: Option<(Axis, Axis)>,
     },
+    /// `x.over(S)`: repeats over these axes wherever its partner has them.
+    Over(Ref, Vec<Axis>),
     /// A host number.
     Number(Number),
     /// A host flag: a `#[config]` argument, and whether it is negated.
@@ -108,6 +110,7 @@ impl Val {
             Val::Tensor(_) | Val::Pending(_) => "a tensor",
             Val::Loss { .. } => "a loss",
             Val::Rope { .. } => "a `Rope`",
+            Val::Over(..) => "a tensor marked by `.over(..)`",
             Val::Number(_) => "a number",
             Val::Flag(..) => "a flag",
             Val::Marker(_) => "a mask marker",

@@ -98,7 +98,12 @@ fn kind(name: &Ident, ty: &Type, attrs: KindAttrs, errors: &Errors) -> Option<Ki
         return param(ty, attr, init, attrs.frozen.is_some(), attrs.shard, errors);
     }
     if let Some(frozen) = &attrs.frozen {
-        errors.push(frozen, "K0209", format!("`#[frozen]` needs `#[param(..)]`: `{name}` is no parameter"), "add `#[param(init = ..)]` before it");
+        errors.push(
+            frozen,
+            "K0209",
+            format!("`#[frozen]` needs `#[param(..)]`: `{name}` is no parameter"),
+            "add `#[param(init = ..)]` before it",
+        );
         return None;
     }
     if attrs.sub.is_some() {
@@ -154,7 +159,14 @@ fn check_shard_place(attrs: &KindAttrs, errors: &Errors) {
     }
 }
 
-fn param(ty: &Type, attr: Attribute, init: Option<Init>, frozen: bool, shard: Option<ShardAttr>, errors: &Errors) -> Option<Kind> {
+fn param(
+    ty: &Type,
+    attr: Attribute,
+    init: Option<Init>,
+    frozen: bool,
+    shard: Option<ShardAttr>,
+    errors: &Errors,
+) -> Option<Kind> {
     match parse_type(ty, errors) {
         Written::Tensor(t) if t.dtype == DType::F32 => Some(Kind::Param { ty: t, init: init?, frozen, shard }),
         Written::Wrong => None,

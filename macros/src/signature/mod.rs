@@ -5,8 +5,8 @@ mod options;
 mod types;
 
 pub use args::{ArgDecl, Kind, SubDecl};
-pub use options::{KindAttrs, LayerOptions};
-pub use types::{ERASED, TensorType, Written, axis_of, generic_args, last_segment, parse_type, single_ident};
+pub use options::{ARGUMENT_ATTRS, LayerOptions, literal_number};
+pub use types::{ERASED, TensorType, Written, axis_of, parse_type};
 
 use crate::annotations::{LayerAnnotations, parse_annotations};
 use crate::diagnostics::Errors;

@@ -17,8 +17,6 @@ pub struct TensorType {
     pub dtype: DType,
     /// Its axes, as the user's tokens.
     pub axes: Vec<Ident>,
-    /// The whole type.
-    pub tokens: Type,
 }
 
 impl TensorType {
@@ -79,7 +77,7 @@ pub fn parse_type(ty: &Type, errors: &Errors) -> Written {
         name @ ("Tensor" | "Ids") => {
             let Some(axes) = parse_axes(segment, errors) else { return Written::Wrong };
             let dtype = if name == "Ids" { DType::I32 } else { DType::F32 };
-            Written::Tensor(TensorType { dtype, axes, tokens: ty.clone() })
+            Written::Tensor(TensorType { dtype, axes })
         }
         "Rope" => match parse_axes(segment, errors).as_deref() {
             None => Written::Wrong,
@@ -137,7 +135,12 @@ fn parse_axes(segment: &PathSegment, errors: &Errors) -> Option<Vec<Ident>> {
 
 fn wrong_axis(tokens: &impl ToTokens, errors: &Errors) -> Written {
     let message = format!("`{}` is not the name of an axis", tokens.to_token_stream());
-    errors.push(tokens, "K0222", message, "declare a name for it in `axes!`; `.merge((H, K), D)` makes one axis of two");
+    errors.push(
+        tokens,
+        "K0222",
+        message,
+        "declare a name for it in `axes!`; `.merge((H, K), D)` makes one axis of two",
+    );
     Written::Wrong
 }
 

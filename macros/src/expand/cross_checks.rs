@@ -1,0 +1,157 @@
+//! Checks that need another item: a child's `SIG`, an axis' `NAME`, a name that only rustc knows. One constant each, with the user's span.
+
+use super::function::axis_name;
+use crate::body::{Assumed, Assumption, Body, Expected};
+use crate::signature::{Signature, SubDecl};
+use kiln_compiler::diagnostics::Diagnostic;
+use kiln_compiler::ir::{Axis, DType, Type};
+use proc_macro2::{Ident, Span, TokenStream};
+use quote::{ToTokens, quote, quote_spanned};
+use std::collections::BTreeMap;
+
+/// Checks at module level: they fire under `cargo check`.
+///
+/// ```text
+/// const _: () = match ::kiln::__private::check_input(&<Attention as ::kiln::Layer>::SIG, "attn", 0usize, kind) {
+///     Some(message) => panic!("{}", message.as_str()),
+///     None => (),
+/// };
+/// ```
+pub fn expand_checks(signature: &Signature, body: &Body) -> TokenStream {
+    let here = body.assumptions.iter().filter(|a| !depends_on_generics(signature, a));
+    let children = here.map(|a| as_item(&check_assumption(signature, a)));
+    let axes = used_axes(signature, body).into_iter().filter(|a| !signature.generics.contains(a));
+    let axes = axes.map(|a| as_item(&check_axis(signature, &a)));
+    let foreign = body.foreign.iter().map(refuse_foreign);
+    quote!(#(#children)* #(#axes)* #(#foreign)*)
+}
+
+/// Checks of a generic layer that depend on its axes: they fire where the layer is used.
+pub fn expand_deferred_checks(signature: &Signature, body: &Body) -> TokenStream {
+    let checks = body.assumptions.iter().filter(|a| depends_on_generics(signature, a));
+    checks.map(|a| check_assumption(signature, a)).collect()
+}
+
+fn depends_on_generics(signature: &Signature, a: &Assumption) -> bool {
+    child(signature, a.sub).is_some_and(|s| s.generics.iter().any(|g| signature.generics.contains(g)))
+        || shapes(&a.what).iter().flatten().any(|x| signature.generics.iter().any(|g| g == x.name()))
+}
+
+fn shapes(what: &Assumed) -> Vec<Vec<Axis>> {
+    match what {
+        Assumed::Input(_, t) | Assumed::Param(_, t) | Assumed::Output(Expected::Tensor(t)) => vec![t.shape.clone()],
+        Assumed::Rope(_, Some((s, k))) => vec![vec![*s, *k]],
+        Assumed::Output(Expected::Tuple(ts)) => ts.iter().map(|t| t.shape.clone()).collect(),
+        Assumed::Rope(_, None) | Assumed::Output(Expected::Loss) => Vec::new(),
+    }
+}
+
+fn child(signature: &Signature, sub: usize) -> Option<&SubDecl> {
+    signature.subs().nth(sub).map(|(_, s)| s)
+}
+
+/// The first and last position of some tokens, with names looked up where the macro was called.
+fn span_of(tokens: &TokenStream) -> Span {
+    tokens.clone().into_iter().next().map_or_else(Span::call_site, |t| t.span()).resolved_at(Span::call_site())
+}
+
+fn as_item(check: &TokenStream) -> TokenStream {
+    quote!(const _: () = { #check };)
+}
+
+fn check_assumption(signature: &Signature, a: &Assumption) -> TokenStream {
+    let krate = &signature.krate;
+    let Some((arg, sub)) = signature.subs().nth(a.sub) else { return TokenStream::new() };
+    let (name, child) = (arg.name.to_string(), &sub.child);
+    let sig = quote!(&<#child as #krate::Layer>::SIG);
+    let call = match &a.what {
+        Assumed::Input(i, ty) => {
+            let kind = kind(signature, ty);
+            quote!(#krate::__private::check_input(#sig, #name, #i, #kind))
+        }
+        Assumed::Rope(i, axes) => {
+            let (s, k) = axes.unwrap_or((Axis::of("?"), Axis::of("?")));
+            let (s, k) = (name_of(signature, s), name_of(signature, k));
+            quote!(#krate::__private::check_input(#sig, #name, #i, #krate::KindSig::Rope(#s, #k)))
+        }
+        Assumed::Output(expected) => {
+            let kind = match expected {
+                Expected::Tensor(t) => kind(signature, t),
+                Expected::Loss => quote!(#krate::KindSig::Loss),
+                Expected::Tuple(ts) => {
+                    let parts = ts.iter().map(|t| {
+                        let axes = names(signature, t);
+                        quote!(&[#(#axes),*])
+                    });
+                    quote!(#krate::KindSig::Tuple(&[#(#parts),*]))
+                }
+            };
+            quote!(#krate::__private::check_output(#sig, #name, #kind))
+        }
+        Assumed::Param(path, ty) => {
+            let kind = kind(signature, ty);
+            quote!(#krate::__private::check_param(#sig, #name, #path, #kind))
+        }
+    };
+    let span = span_of(&a.tokens);
+    quote_spanned! { span =>
+        match #call {
+            ::core::option::Option::Some(message) => ::core::panic!("{}", message.as_str()),
+            ::core::option::Option::None => (),
+        }
+    }
+}
+
+fn kind(signature: &Signature, ty: &Type) -> TokenStream {
+    let krate = &signature.krate;
+    let axes = names(signature, ty);
+    match ty.dtype {
+        DType::I32 => quote!(#krate::KindSig::Ids(&[#(#axes),*])),
+        _ => quote!(#krate::KindSig::Tensor(&[#(#axes),*])),
+    }
+}
+
+fn names(signature: &Signature, ty: &Type) -> Vec<TokenStream> {
+    ty.shape.iter().map(|a| name_of(signature, *a)).collect()
+}
+
+fn name_of(signature: &Signature, axis: Axis) -> TokenStream {
+    match signature.generics.iter().find(|g| *g == axis.name()) {
+        Some(g) => axis_name(signature, g),
+        None => axis.name().to_token_stream(),
+    }
+}
+
+/// Every axis that the layer names, by its first token.
+fn used_axes(signature: &Signature, body: &Body) -> Vec<Ident> {
+    let mut axes: BTreeMap<String, Ident> = signature.axes.clone();
+    for a in &body.axes {
+        axes.entry(a.to_string()).or_insert_with(|| a.clone());
+    }
+    axes.into_values().collect()
+}
+
+/// Erased axes stay named, so that rustc reports unknown ones, and an import under another name is found.
+fn check_axis(signature: &Signature, axis: &Ident) -> TokenStream {
+    let krate = &signature.krate;
+    let name = axis.to_string();
+    quote_spanned! { axis.span() =>
+        match #krate::__private::check_axis(<#axis as #krate::Axis>::NAME, #name) {
+            ::core::option::Option::Some(message) => ::core::panic!("{}", message.as_str()),
+            ::core::option::Option::None => (),
+        }
+    }
+}
+
+/// A name in the body that is no variable: rustc reports it if it does not exist; if it does, it is outside the grammar.
+fn refuse_foreign(name: &Ident) -> TokenStream {
+    let message = format!("`{name}` is an item, and the macro cannot see its value");
+    let help = "write the literal, or make it a `#[config]` argument; `#[layer(trace)]` takes any Rust";
+    let text = Diagnostic::new("K0331", message).help(help).to_string();
+    quote_spanned! { name.span() =>
+        const _: () = {
+            let _ = &#name;
+            ::core::panic!("{}", #text)
+        };
+    }
+}

@@ -1,0 +1,125 @@
+//! The user's function with axes and attributes erased; its body is the user's, behind a prologue that tells tensors their axes.
+
+use crate::annotations::NAMES;
+use crate::signature::{ARGUMENT_ATTRS, ArgDecl, ERASED, Kind, Signature};
+use kiln_compiler::ir::DType;
+use proc_macro2::{Ident, TokenStream};
+use quote::{ToTokens, format_ident, quote};
+use syn::visit_mut::{self, VisitMut};
+use syn::{Attribute, FnArg, GenericArgument, Local, Pat, PathArguments, PathSegment, Stmt, Type, parse_quote};
+
+/// The emitted function.
+///
+/// ```text
+/// pub fn swiglu(x: Tensor, gate: Tensor) -> Tensor {
+///     let __frame = ::kiln::__private::Frame::enter("swiglu");
+///     let x = __frame.tensor(x, "x", &["B", "S", "D"]);
+///     ..the user's statements..
+/// }
+/// ```
+pub fn expand_function(signature: &Signature, body_is_wrong: bool) -> TokenStream {
+    let mut item = signature.item.clone();
+    let (krate, layer) = (&signature.krate, signature.name());
+    let mut prologue: Vec<Stmt> = vec![parse_quote!(let __frame = #krate::__private::Frame::enter(#layer);)];
+    for arg in &mut item.sig.inputs {
+        let FnArg::Typed(arg) = arg else { continue };
+        arg.attrs.retain(|a| !is_argument_attr(a));
+        let Pat::Ident(name) = &mut *arg.pat else { continue };
+        let decl = signature.args.iter().find(|d| d.name == name.ident);
+        if let Some(entered) = decl.and_then(|d| entered(signature, d)) {
+            let (ident, mutability) = (&name.ident, name.mutability.take());
+            prologue.push(parse_quote!(let #mutability #ident = __frame.#entered;));
+        }
+    }
+    Erase.visit_item_fn_mut(&mut item);
+    if body_is_wrong && !under_rust_analyzer() {
+        let names = signature.args.iter().map(|a| &a.name);
+        item.block = parse_quote!({
+            let _ = (#(#names,)*);
+            ::core::unreachable!("this layer does not compile")
+        });
+    } else {
+        prologue.append(&mut item.block.stmts);
+        item.block.stmts = prologue;
+    }
+    item.attrs.push(parse_quote!(#[allow(clippy::too_many_arguments, clippy::let_and_return)]));
+    item.into_token_stream()
+}
+
+/// Completion needs the body that the user is writing, wrong as it is.
+fn under_rust_analyzer() -> bool {
+    std::env::current_exe().is_ok_and(|p| p.to_string_lossy().contains("rust-analyzer"))
+}
+
+fn is_argument_attr(attr: &Attribute) -> bool {
+    let name = attr.path().segments.last().map(|s| s.ident.to_string());
+    // Documentation is not allowed on arguments; it moves to the struct's fields.
+    name.is_some_and(|n| {
+        n == "doc"
+            || n == "cfg"
+            || n == "cfg_attr"
+            || ARGUMENT_ATTRS.contains(&n.as_str())
+            || NAMES.contains(&n.as_str())
+    })
+}
+
+/// The call that tells the frame an argument's axes.
+fn entered(signature: &Signature, arg: &ArgDecl) -> Option<TokenStream> {
+    let (ident, name) = (&arg.name, arg.name.to_string());
+    match &arg.kind {
+        Kind::Input(t) | Kind::Param { ty: t, .. } => {
+            let axes = axis_names(signature, &t.axes);
+            let method = format_ident!("{}", if t.dtype == DType::I32 { "ids" } else { "tensor" });
+            Some(quote!(#method(#ident, #name, &[#(#axes),*])))
+        }
+        Kind::Rope { seq, head } => {
+            let (seq, head) = (axis_name(signature, seq), axis_name(signature, head));
+            Some(quote!(rope(#ident, #name, #seq, #head)))
+        }
+        Kind::Sub(_) | Kind::Config { .. } | Kind::Wrong => None,
+    }
+}
+
+/// The names of axes as constant expressions.
+pub fn axis_names(signature: &Signature, axes: &[Ident]) -> Vec<TokenStream> {
+    axes.iter().map(|a| axis_name(signature, a)).collect()
+}
+
+/// The name of an axis: known text, or that of an axis parameter.
+pub fn axis_name(signature: &Signature, axis: &Ident) -> TokenStream {
+    let krate = &signature.krate;
+    match signature.generics.contains(axis) {
+        true => quote!(<#axis as #krate::Axis>::NAME),
+        false => axis.to_string().to_token_stream(),
+    }
+}
+
+/// A type with its axes erased.
+pub fn erased(ty: &Type) -> Type {
+    let mut ty = ty.clone();
+    Erase.visit_type_mut(&mut ty);
+    ty
+}
+
+struct Erase;
+
+impl VisitMut for Erase {
+    fn visit_path_segment_mut(&mut self, segment: &mut PathSegment) {
+        if ERASED.iter().any(|name| segment.ident == name) {
+            segment.arguments = PathArguments::None;
+        }
+        if segment.ident == "Repeat"
+            && let PathArguments::AngleBracketed(args) = &mut segment.arguments
+            && args.args.len() == 2
+            && let Some(GenericArgument::Type(child)) = args.args.first().cloned()
+        {
+            args.args = [GenericArgument::Type(child)].into_iter().collect();
+        }
+        visit_mut::visit_path_segment_mut(self, segment);
+    }
+
+    fn visit_local_mut(&mut self, local: &mut Local) {
+        local.attrs.retain(|a| !a.path().is_ident("no_fuse"));
+        visit_mut::visit_local_mut(self, local);
+    }
+}

@@ -1,0 +1,78 @@
+//! `#[layer]`: parse the header, lower the body, check, expand. Each stage reports into one bag of errors.
+
+use crate::body::{self, Body};
+use crate::checks;
+use crate::diagnostics::{Diagnosed, Errors};
+use crate::expand;
+use crate::ir_layer::ir_layer;
+use crate::signature::{self, LayerOptions, Signature};
+use kiln_compiler::ir::{self, verify};
+use proc_macro2::TokenStream;
+use syn::ItemFn;
+
+/// A layer after all stages but expansion.
+pub struct Compiled {
+    /// Its header.
+    pub signature: Signature,
+    /// Its body.
+    pub body: Body,
+    /// Its IR, if there is no mistake.
+    pub layer: Option<ir::Layer>,
+    /// Its mistakes.
+    pub diagnosed: Diagnosed,
+}
+
+/// Expands `#[layer(args)] item`.
+pub fn layer(args: TokenStream, item: TokenStream) -> TokenStream {
+    // Wrong syntax is rustc's to report: it sees the same tokens.
+    let Ok(item_fn) = syn::parse2::<ItemFn>(item.clone()) else { return not_a_function(item) };
+    let c = compile(args, item_fn);
+    expand::expand(&c.signature, &c.body, c.layer.as_ref(), &c.diagnosed)
+}
+
+fn not_a_function(item: TokenStream) -> TokenStream {
+    match syn::parse2::<syn::Item>(item.clone()) {
+        Ok(other) => {
+            let errors = Errors::new();
+            errors.push(
+                first_token(&other),
+                "K0201",
+                "`#[layer]` stands on a function",
+                "write the layer as `fn name(inputs, #[param(..)] parameters) -> Tensor<..> { .. }`; the struct is made from it",
+            );
+            let list = errors.finish().list;
+            [item, crate::diagnostics::compile_errors(&list)].into_iter().collect()
+        }
+        Err(_) => item,
+    }
+}
+
+fn first_token(item: &syn::Item) -> TokenStream {
+    quote::ToTokens::to_token_stream(item)
+        .into_iter()
+        .find(|t| !matches!(t, proc_macro2::TokenTree::Punct(_) | proc_macro2::TokenTree::Group(_)))
+        .into_iter()
+        .collect()
+}
+
+/// Runs the stages.
+pub fn compile(args: TokenStream, item: ItemFn) -> Compiled {
+    let errors = Errors::new();
+    let options = LayerOptions::parse(args, &errors);
+    let mut signature = signature::parse_signature(options, item, &errors);
+    let body = match signature.trace {
+        true => Body { func: body::header(&signature), ..Body::default() },
+        false => body::lower(&signature, &errors),
+    };
+    checks::run(&mut signature, &body, &errors);
+    let sound = errors.is_empty() && body.foreign.is_empty();
+    let layer = sound.then(|| verified(ir_layer(&signature, &body)));
+    Compiled { signature, body, layer, diagnosed: errors.finish() }
+}
+
+fn verified(layer: ir::Layer) -> ir::Layer {
+    match verify::layer(layer) {
+        Ok(layer) => layer.into_inner(),
+        Err(e) => panic!("the parser made a function that the verifier refuses: {e}"),
+    }
+}
