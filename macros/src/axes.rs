@@ -61,7 +61,7 @@ pub fn axes(input: TokenStream) -> TokenStream {
             #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
             #[allow(dead_code, non_camel_case_types)]
             #vis struct #name;
-            impl #krate::Axis for #name {
+            impl #krate::__private::Axis for #name {
                 const NAME: &'static str = #word;
             }
         });
@@ -102,6 +102,6 @@ pub fn sizes(input: TokenStream) -> TokenStream {
     let krate = crate_path::kiln();
     let pairs = decls
         .iter()
-        .map(|SizeDecl { name, value }| quote!((#krate::__private::Axis::of(<#name as #krate::Axis>::NAME), #value)));
-    quote!(<#krate::Sizes as ::core::iter::FromIterator<_>>::from_iter([#(#pairs),*]))
+        .map(|SizeDecl { name, value }| quote!((#krate::__private::AxisName::of(<#name as #krate::__private::Axis>::NAME), #value)));
+    quote!(<#krate::__private::Sizes as ::core::iter::FromIterator<_>>::from_iter([#(#pairs),*]))
 }

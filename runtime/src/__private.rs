@@ -1,9 +1,11 @@
 //! What expanded macros name; no part of the public interface, and without its promises.
 
 pub use crate::layer::{ArgSig, Axis, KernelDef, KindSig, Layer, LayerDef, LayerEntry, Sig};
-pub use crate::tensor::{Frame, Parts, Recorder, Source, call};
+pub use crate::sig_check::{check_axis, check_input, check_output, check_param};
+pub use crate::tensor::{Frame, Parts, Recorder, Source, Tensor, call};
 pub use crate::user_op::{HostResults, UserOp, UserOpEntry, call as call_op};
 pub use inventory;
+pub use kiln_compiler::ir::{Axis as AxisName, Sizes};
 
 pub use crate::{__kernel_table as kernel_table, __kernels as kernels};
 #[cfg(any(feature = "wgpu", feature = "cuda"))]

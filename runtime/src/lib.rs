@@ -17,6 +17,7 @@ pub mod progress;
 pub mod run_dir;
 pub mod scaler;
 pub mod schedule;
+mod sig_check;
 pub mod state;
 pub mod tensor;
 pub mod user_op;
@@ -24,4 +25,6 @@ pub mod user_op;
 #[doc(hidden)]
 pub mod __private;
 
+pub use kiln_compiler::ir::Sizes;
+pub use kiln_macros::{axes, checkpoint, layer, precision, shard, sizes};
 pub use layer::{Axis, Layer, layers};

@@ -2,3 +2,4 @@
 
 pub use crate::layer::{Axis, Layer};
 pub use crate::tensor::{Causal, Full, Ids, Loss, Repeat, Rope, Tensor, stop_gradient};
+pub use crate::{axes, checkpoint, layer, precision, shard, sizes};

@@ -20,8 +20,15 @@ impl Lowering<'_> {
         whole: &Expr,
         expected: Option<&Expected>,
     ) -> Val {
-        let (l, r) = (self.expr(left, None), self.expr(right, None));
-        let (l, r) = (self.known(&l), self.known(&r));
+        let l = self.expr(left, expected);
+        let l = self.known(&l);
+        // What stands beside a typed value has its type, unless it says otherwise.
+        let hint = match l {
+            Val::Tensor(r) => Some(Expected::Tensor(self.ty(r).clone())),
+            _ => expected.cloned(),
+        };
+        let r = self.expr(right, hint.as_ref());
+        let r = self.known(&r);
         match (&l, &r) {
             (Val::Number(a), Val::Number(b)) => return Val::Number(Number::map(op, vec![a.clone(), b.clone()])),
             (Val::Loss { sum, count }, Val::Number(c)) if matches!(op, "mul" | "div") => {

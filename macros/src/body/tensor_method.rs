@@ -258,6 +258,7 @@ impl Lowering<'_> {
                     self.report_pending(i);
                     return None;
                 }
+                Val::Wrong => return None,
                 other => {
                     self.not_a_tensor(&other, &o.tokens);
                     return None;

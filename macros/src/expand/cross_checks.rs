@@ -63,7 +63,7 @@ fn check_assumption(signature: &Signature, a: &Assumption) -> TokenStream {
     let krate = &signature.krate;
     let Some((arg, sub)) = signature.subs().nth(a.sub) else { return TokenStream::new() };
     let (name, child) = (arg.name.to_string(), &sub.child);
-    let sig = quote!(&<#child as #krate::Layer>::SIG);
+    let sig = quote!(&<#child as #krate::__private::Layer>::SIG);
     let call = match &a.what {
         Assumed::Input(i, ty) => {
             let kind = kind(signature, ty);
@@ -72,18 +72,18 @@ fn check_assumption(signature: &Signature, a: &Assumption) -> TokenStream {
         Assumed::Rope(i, axes) => {
             let (s, k) = axes.unwrap_or((Axis::of("?"), Axis::of("?")));
             let (s, k) = (name_of(signature, s), name_of(signature, k));
-            quote!(#krate::__private::check_input(#sig, #name, #i, #krate::KindSig::Rope(#s, #k)))
+            quote!(#krate::__private::check_input(#sig, #name, #i, #krate::__private::KindSig::Rope(#s, #k)))
         }
         Assumed::Output(expected) => {
             let kind = match expected {
                 Expected::Tensor(t) => kind(signature, t),
-                Expected::Loss => quote!(#krate::KindSig::Loss),
+                Expected::Loss => quote!(#krate::__private::KindSig::Loss),
                 Expected::Tuple(ts) => {
                     let parts = ts.iter().map(|t| {
                         let axes = names(signature, t);
                         quote!(&[#(#axes),*])
                     });
-                    quote!(#krate::KindSig::Tuple(&[#(#parts),*]))
+                    quote!(#krate::__private::KindSig::Tuple(&[#(#parts),*]))
                 }
             };
             quote!(#krate::__private::check_output(#sig, #name, #kind))
@@ -106,8 +106,8 @@ fn kind(signature: &Signature, ty: &Type) -> TokenStream {
     let krate = &signature.krate;
     let axes = names(signature, ty);
     match ty.dtype {
-        DType::I32 => quote!(#krate::KindSig::Ids(&[#(#axes),*])),
-        _ => quote!(#krate::KindSig::Tensor(&[#(#axes),*])),
+        DType::I32 => quote!(#krate::__private::KindSig::Ids(&[#(#axes),*])),
+        _ => quote!(#krate::__private::KindSig::Tensor(&[#(#axes),*])),
     }
 }
 
@@ -136,7 +136,7 @@ fn check_axis(signature: &Signature, axis: &Ident) -> TokenStream {
     let krate = &signature.krate;
     let name = axis.to_string();
     quote_spanned! { axis.span() =>
-        match #krate::__private::check_axis(<#axis as #krate::Axis>::NAME, #name) {
+        match #krate::__private::check_axis(<#axis as #krate::__private::Axis>::NAME, #name) {
             ::core::option::Option::Some(message) => ::core::panic!("{}", message.as_str()),
             ::core::option::Option::None => (),
         }

@@ -2,9 +2,8 @@
 
 use crate::annotations::NAMES;
 use crate::signature::{ARGUMENT_ATTRS, ArgDecl, ERASED, Kind, Signature};
-use kiln_compiler::ir::DType;
 use proc_macro2::{Ident, TokenStream};
-use quote::{ToTokens, format_ident, quote};
+use quote::{ToTokens, quote};
 use syn::visit_mut::{self, VisitMut};
 use syn::{Attribute, FnArg, GenericArgument, Local, Pat, PathArguments, PathSegment, Stmt, Type, parse_quote};
 
@@ -13,7 +12,7 @@ use syn::{Attribute, FnArg, GenericArgument, Local, Pat, PathArguments, PathSegm
 /// ```text
 /// pub fn swiglu(x: Tensor, gate: Tensor) -> Tensor {
 ///     let __frame = ::kiln::__private::Frame::enter("swiglu");
-///     let x = __frame.tensor(x, "x", &["B", "S", "D"]);
+///     let x = __frame.argument(x, "x", &["B", "S", "D"]);
 ///     ..the user's statements..
 /// }
 /// ```
@@ -69,14 +68,10 @@ fn entered(signature: &Signature, arg: &ArgDecl) -> Option<TokenStream> {
     match &arg.kind {
         Kind::Input(t) | Kind::Param { ty: t, .. } => {
             let axes = axis_names(signature, &t.axes);
-            let method = format_ident!("{}", if t.dtype == DType::I32 { "ids" } else { "tensor" });
-            Some(quote!(#method(#ident, #name, &[#(#axes),*])))
+            Some(quote!(argument(#ident, #name, &[#(#axes),*])))
         }
-        Kind::Rope { seq, head } => {
-            let (seq, head) = (axis_name(signature, seq), axis_name(signature, head));
-            Some(quote!(rope(#ident, #name, #seq, #head)))
-        }
-        Kind::Sub(_) | Kind::Config { .. } | Kind::Wrong => None,
+        // Positions have no size of their own.
+        Kind::Rope { .. } | Kind::Sub(_) | Kind::Config { .. } | Kind::Wrong => None,
     }
 }
 
@@ -89,7 +84,7 @@ pub fn axis_names(signature: &Signature, axes: &[Ident]) -> Vec<TokenStream> {
 pub fn axis_name(signature: &Signature, axis: &Ident) -> TokenStream {
     let krate = &signature.krate;
     match signature.generics.contains(axis) {
-        true => quote!(<#axis as #krate::Axis>::NAME),
+        true => quote!(<#axis as #krate::__private::Axis>::NAME),
         false => axis.to_string().to_token_stream(),
     }
 }

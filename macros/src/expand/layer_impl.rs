@@ -29,20 +29,21 @@ pub fn expand_impl(signature: &Signature, body: &Body, layer: Option<&ir::Layer>
     let deferred = cross_checks::expand_deferred_checks(signature, body);
     let register = signature.generics.is_empty().then(|| {
         quote! {
-            #krate::__private::inventory::submit! { #krate::__private::LayerEntry(<#name as #krate::Layer>::DEF) }
+            #krate::__private::inventory::submit! { #krate::__private::LayerEntry(<#name as #krate::__private::Layer>::DEF) }
         }
     });
     quote! {
-        impl #impl_generics #krate::Layer for #name #ty_generics {
-            const SIG: #krate::Sig = #sig;
-            const DEF: &'static #krate::LayerDef = {
+        impl #impl_generics #krate::__private::Layer for #name #ty_generics {
+            const SIG: #krate::__private::Sig = #sig;
+            const DEF: &'static #krate::__private::LayerDef = {
                 #deferred
-                &#krate::LayerDef {
+                &#krate::__private::LayerDef {
                     name: #function,
                     type_name: #type_name,
                     module: ::core::module_path!(),
                     ir: #ir,
-                    subs: &[#(<#children as #krate::Layer>::DEF),*],
+                    sig: &Self::SIG,
+                    subs: &[#(<#children as #krate::__private::Layer>::DEF),*],
                     kernels: &[],
                     record: #record,
                 }
@@ -52,21 +53,46 @@ pub fn expand_impl(signature: &Signature, body: &Body, layer: Option<&ir::Layer>
     }
 }
 
+/// How the body runs on recording tensors.
 fn record(signature: &Signature, sound: bool) -> TokenStream {
-    let _ = (signature, sound);
-    quote!(::core::option::Option::None)
+    let (krate, function) = (&signature.krate, &signature.item.sig.ident);
+    if !sound {
+        return quote!(::core::option::Option::None);
+    }
+    let args = signature.args.iter().filter_map(|a| {
+        let name = a.name.to_string();
+        let make = match &a.kind {
+            Kind::Input(t) if t.dtype == DType::I32 => quote!(ids),
+            Kind::Input(_) => quote!(tensor),
+            Kind::Rope { .. } => quote!(rope),
+            Kind::Param { .. } => quote!(param),
+            Kind::Sub(s) if s.repeat.is_some() => quote!(repeat),
+            Kind::Sub(_) => quote!(sub),
+            Kind::Config { .. } => quote!(config),
+            Kind::Wrong => return None,
+        };
+        Some(quote!(recorder.#make(#name)))
+    });
+    let generics = &signature.generics;
+    let turbofish = (!generics.is_empty()).then(|| quote!(::<#(#generics),*>));
+    quote! {
+        ::core::option::Option::Some(|recorder: &mut #krate::__private::Recorder| {
+            let result = #function #turbofish(#(#args),*);
+            recorder.output(result);
+        })
+    }
 }
 
 fn expand_sig(signature: &Signature, poisoned: bool) -> TokenStream {
     let krate = &signature.krate;
     let name = signature.name();
-    let arg = |name: String, kind: TokenStream| quote!(#krate::ArgSig { name: #name, kind: #kind });
+    let arg = |name: String, kind: TokenStream| quote!(#krate::__private::ArgSig { name: #name, kind: #kind });
     let inputs = signature.args.iter().filter_map(|a| {
         let kind = match &a.kind {
             Kind::Input(t) => tensor_kind(signature, t),
             Kind::Rope { seq, head } => {
                 let (seq, head) = (axis_name(signature, seq), axis_name(signature, head));
-                quote!(#krate::KindSig::Rope(#seq, #head))
+                quote!(#krate::__private::KindSig::Rope(#seq, #head))
             }
             Kind::Param { .. } | Kind::Sub(_) | Kind::Config { .. } | Kind::Wrong => return None,
         };
@@ -78,21 +104,21 @@ fn expand_sig(signature: &Signature, poisoned: bool) -> TokenStream {
     });
     let output = match &signature.output {
         OutputDecl::Tensor(t) => tensor_kind(signature, t),
-        OutputDecl::Loss | OutputDecl::Wrong => quote!(#krate::KindSig::Loss),
+        OutputDecl::Loss | OutputDecl::Wrong => quote!(#krate::__private::KindSig::Loss),
         OutputDecl::Tuple(ts) => {
             let parts = ts.iter().map(|t| {
                 let axes = axis_names(signature, &t.axes);
                 quote!(&[#(#axes),*])
             });
-            quote!(#krate::KindSig::Tuple(&[#(#parts),*]))
+            quote!(#krate::__private::KindSig::Tuple(&[#(#parts),*]))
         }
     };
     let subs = signature.subs().map(|(a, s)| {
         let (name, child) = (a.name.to_string(), &s.child);
-        quote!((#name, &<#child as #krate::Layer>::SIG))
+        quote!((#name, &<#child as #krate::__private::Layer>::SIG))
     });
     quote! {
-        #krate::Sig {
+        #krate::__private::Sig {
             name: #name,
             poisoned: #poisoned,
             inputs: &[#(#inputs),*],
@@ -107,7 +133,7 @@ fn tensor_kind(signature: &Signature, ty: &TensorType) -> TokenStream {
     let krate = &signature.krate;
     let axes = axis_names(signature, &ty.axes);
     match ty.dtype {
-        DType::I32 => quote!(#krate::KindSig::Ids(&[#(#axes),*])),
-        _ => quote!(#krate::KindSig::Tensor(&[#(#axes),*])),
+        DType::I32 => quote!(#krate::__private::KindSig::Ids(&[#(#axes),*])),
+        _ => quote!(#krate::__private::KindSig::Tensor(&[#(#axes),*])),
     }
 }

@@ -11,7 +11,7 @@ use syn::{Generics, ReturnType};
 /// Generic parameters of the struct, bounded by the trait's full path.
 pub fn struct_generics(signature: &Signature) -> Generics {
     let (krate, generics) = (&signature.krate, &signature.generics);
-    syn::parse_quote!(<#(#generics: #krate::Axis),*>)
+    syn::parse_quote!(<#(#generics: #krate::__private::Axis),*>)
 }
 
 /// The struct, its inherent `forward`, and how it is built while a caller is recorded.
@@ -126,7 +126,7 @@ fn expand_parts(signature: &Signature) -> TokenStream {
             fn build(from: &mut #krate::__private::Source) -> Self {
                 Self { #(#fields,)* #phantom }
             }
-            fn marker(&self) -> ::core::option::Option<#krate::Tensor> {
+            fn marker(&self) -> ::core::option::Option<#krate::__private::Tensor> {
                 ::core::option::Option::None #(.or_else(|| #markers))*
             }
         }
