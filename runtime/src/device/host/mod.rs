@@ -4,7 +4,7 @@
 //! same bits for any number of threads: work is split over outputs only, and reductions follow trees fixed by shapes.
 //!
 //! Reading order: [`cpu`] (which instructions) → [`pool`] (who runs) → [`buffer`] (what memory) → `micro` (inner loop of products) →
-//! [`gemm`] → [`attention`], [`loss`].
+//! [`gemm`] → [`attention`], [`loss`], [`optim`].
 
 pub mod attention;
 pub mod buffer;
@@ -13,6 +13,7 @@ mod exp;
 pub mod gemm;
 pub mod loss;
 mod micro;
+pub mod optim;
 #[cfg(test)]
 mod oracle;
 mod pack;
