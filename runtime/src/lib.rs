@@ -14,6 +14,7 @@ pub mod optim;
 pub mod plot;
 pub mod prelude;
 pub mod progress;
+pub mod random;
 pub mod run_dir;
 pub mod scaler;
 pub mod schedule;

@@ -48,6 +48,8 @@ impl Isa {
 
 /// How inner loops multiply and add: one rounding where the instruction exists, two where it does not.
 pub trait Fma: Copy {
+    /// Whether [`Fma::fma`] rounds once.
+    const FUSED: bool;
     /// a·b + c
     fn fma(a: f32, b: f32, c: f32) -> f32;
 }
@@ -61,6 +63,7 @@ pub struct Separate;
 pub struct Fused;
 
 impl Fma for Separate {
+    const FUSED: bool = false;
     #[inline(always)]
     fn fma(a: f32, b: f32, c: f32) -> f32 {
         a * b + c
@@ -68,6 +71,7 @@ impl Fma for Separate {
 }
 
 impl Fma for Fused {
+    const FUSED: bool = true;
     #[inline(always)]
     fn fma(a: f32, b: f32, c: f32) -> f32 {
         a.mul_add(b, c)

@@ -4,7 +4,7 @@
 //! same bits for any number of threads: work is split over outputs only, and reductions follow trees fixed by shapes.
 //!
 //! Reading order: [`cpu`] (which instructions) → [`pool`] (who runs) → [`buffer`] (what memory) → `micro` (inner loop of products) →
-//! [`gemm`] → [`attention`], [`loss`], [`optim`].
+//! [`gemm`] → [`tile`], [`attention`], [`loss`], [`optim`].
 
 pub mod attention;
 pub mod buffer;
@@ -12,6 +12,7 @@ pub mod cpu;
 mod exp;
 pub mod gemm;
 pub mod loss;
+pub mod math;
 mod micro;
 pub mod optim;
 #[cfg(test)]
@@ -19,3 +20,4 @@ mod oracle;
 mod pack;
 pub mod pool;
 mod share;
+pub mod tile;
