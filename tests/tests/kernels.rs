@@ -1,8 +1,9 @@
-//! The kernel tier: emitted kernels on wgpu against the f64 meaning of their regions, at sizes from one element to several cubes.
+//! The kernel tier: emitted and walked kernels on wgpu against the f64 meaning of their regions, at sizes from one element to several cubes.
 
 use kiln::__private::gpu::DefineFn;
 use kiln::device::cube::StreamState;
 use kiln::device::wgpu::{self, Device};
+use kiln::layer::KernelDef;
 use kiln_compiler::fuse::reference::{self, Bindings};
 use kiln_compiler::fuse::{Region, ScalarArg};
 use kiln_compiler::interp::round;
@@ -23,6 +24,12 @@ macro_rules! emitted {
         fn $name() {
             run_case(stringify!($name), $name::$define);
         })*
+        mod walked {
+            $(#[test]
+            fn $name() {
+                super::run_walked(stringify!($name));
+            })*
+        }
         #[test]
         fn each_region_is_run() {
             let run = [$(stringify!($name)),*];
@@ -60,20 +67,35 @@ fn stream(i: usize) -> StreamState {
     StreamState { key: 0x0123_4567_89ab_cdef + i as u64, offset: (1 << 32) - 5 }
 }
 
-fn run_case(name: &str, define: DefineFn) {
+/// The kernel that was emitted and committed.
+fn run_case(name: &'static str, define: DefineFn) {
+    let hash = case(name).region.hash();
+    run_all(name, Some(KernelDef { hash, name, define }));
+}
+
+/// The kernel that a walk over the region's program builds.
+fn run_walked(name: &'static str) {
+    run_all(name, None);
+}
+
+fn case(name: &str) -> Case {
+    regions::cases().into_iter().find(|c| c.name == name).expect("each kernel has its region")
+}
+
+fn run_all(name: &str, emitted: Option<KernelDef>) {
     let Some(device) = skips::no_wgpu().is_none().then_some(DEVICE.as_ref()).flatten() else {
         skips::skip(name, "no wgpu device");
         return;
     };
-    let case = regions::cases().into_iter().find(|c| c.name == name).expect("each kernel has its region");
+    let case = case(name);
     for i in 0..case.sizes.len() {
         for dtypes in &case.dtypes {
-            run(device, &case, define, &case.bound(i), dtypes);
+            run(device, &case, emitted.as_ref(), &case.bound(i), dtypes);
         }
     }
 }
 
-fn run(device: &Device, case: &Case, define: DefineFn, sizes: &Sizes, dtypes: &[DType]) {
+fn run(device: &Device, case: &Case, emitted: Option<&KernelDef>, sizes: &Sizes, dtypes: &[DType]) {
     let region = Arc::new(case.region.clone());
     let operands = (case.operands)(case, sizes, dtypes);
     let scalars: Vec<f32> = region.scalars.iter().map(|s| scalar(s, sizes)).collect();
@@ -81,7 +103,7 @@ fn run(device: &Device, case: &Case, define: DefineFn, sizes: &Sizes, dtypes: &[
     let bindings = Bindings { dtypes, scalars: &scalars, uniform: &uniform };
     let expected = reference::run(&region, sizes, &bindings, &operands);
 
-    let prepared = device.prepare(&region, case.name, define, sizes, dtypes).expect("the region is ready");
+    let prepared = device.prepare(&region, emitted, sizes, dtypes).expect("the region is ready");
     let upload = |(a, l): (&kiln_compiler::interp::Array, &kiln_compiler::fuse::Layout)| {
         device.upload(dtypes[l.dtype], &a.data).expect("operands fit")
     };

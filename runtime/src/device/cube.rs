@@ -5,6 +5,7 @@
 //! and a device that has failed refuses further work.
 
 use crate::kernels::{self, Rounding};
+use crate::layer::KernelDef;
 use cubecl::ir::{ElemType, FloatKind, IntKind, StorageType, Type, UIntKind};
 use cubecl::prelude::*;
 use cubecl::server::Handle;
@@ -120,6 +121,17 @@ pub struct Spec {
     pub width: usize,
     /// Units of a cube.
     pub cube_dim: u32,
+    /// The program, for a region without an emitted kernel.
+    pub program: Option<Program>,
+}
+
+/// A program that is walked when the kernel is built.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Program(pub Arc<Kernel>);
+
+impl std::hash::Hash for Program {
+    /// Nothing: the hash of the region is in the spec, and equality compares programs in full.
+    fn hash<H: std::hash::Hasher>(&self, _: &mut H) {}
 }
 
 impl Spec {
@@ -315,19 +327,22 @@ impl<R: Runtime> CubeDevice<R> {
         cubecl::future::block_on(self.client.sync()).map_err(|e| self.poison(e.to_string()))
     }
 
-    /// Makes a region ready: `name` and `define` are its emitted kernel, `dtypes` its slots' types.
+    /// Makes a region ready: without an emitted kernel its program is walked. `dtypes` are its slots' types.
     pub fn prepare(
         &self,
         region: &Arc<Region>,
-        name: &str,
-        define: DefineFn,
+        emitted: Option<&KernelDef>,
         sizes: &Sizes,
         dtypes: &[DType],
     ) -> Result<Prepared, CubeError> {
         let hash = region.hash();
-        let name = name.to_owned();
+        let name = emitted.map_or_else(|| format!("region_{hash:016x}"), |k| k.name.to_owned());
         let program = Kernel::of(region).map_err(|error| CubeError::Region { kernel: name.clone(), error })?;
         let program = Arc::new(program);
+        let (walked, define): (_, DefineFn) = match emitted {
+            Some(k) => (None, k.define),
+            None => (Some(Program(program.clone())), kernels::define_program),
+        };
         let extents = region.extents(sizes);
         let width = (1..=self.shape.width.ilog2())
             .rev()
@@ -343,6 +358,7 @@ impl<R: Runtime> CubeDevice<R> {
             roundings: [Rounding::None; MAX_DTYPES],
             width,
             cube_dim,
+            program: walked,
         };
         for (slot, &dtype) in dtypes.iter().enumerate().take(MAX_DTYPES) {
             spec.types[slot] = self.storage(dtype);
@@ -498,6 +514,7 @@ impl<R: Runtime> CubeDevice<R> {
             roundings: prepared.spec.roundings,
             width: 1,
             cube_dim: self.shape.map_units,
+            program: None,
         };
         spec.types[0] = prepared.spec.types[slot];
         spec.roundings[0] = prepared.spec.roundings[slot];
