@@ -276,6 +276,10 @@ fn expr(kernel: &Kernel, ty: Ty, e: &Expr) -> TokenStream {
             let (id, extent) = (name(id), name(extent));
             quote! { gpu::clamp(#id, #extent) }
         }
+        Expr::InRange { id, extent } => {
+            let (id, extent) = (name(id), name(extent));
+            quote! { gpu::in_range(#id, #extent) }
+        }
         Expr::Uniform { buffer, stream, at, lane_stride } => {
             let (words, at) = (ident(&kernel.buffers[*buffer].name), name(at));
             let stream = Literal::u32_suffixed(*stream as u32);

@@ -150,8 +150,15 @@ pub enum Expr {
         /// Size of the axis.
         extent: Var,
     },
-    /// An id as a position below `extent`; the last position where it is out of range.
+    /// An id as a position below `extent`; the last position where it is out of range, so that no read leaves the buffer.
     Clamp {
+        /// The id.
+        id: Var,
+        /// Bound.
+        extent: Var,
+    },
+    /// Whether an id is a position below `extent`; a scalar mask.
+    InRange {
         /// The id.
         id: Var,
         /// Bound.
@@ -770,7 +777,8 @@ impl<'a> Lower<'a> {
             Instr::Load(i) => {
                 let at = self.buffer_index(i);
                 let Buffer { elem, vector, .. } = self.buffers[i];
-                self.define(&name, Ty { elem, vector }, Expr::Load { buffer: i, at })
+                let loaded = self.define(&name, Ty { elem, vector }, Expr::Load { buffer: i, at });
+                self.where_in_range(i, loaded)
             }
             Instr::Scalar(i) => self.scalars[i],
             Instr::Iota(a) => {
@@ -819,6 +827,36 @@ impl<'a> Lower<'a> {
             Instr::RowSum(_) | Instr::RowMax(_) => panic!("row reduction {reg} is used before its walk over the row"),
             Instr::ColumnSum(_) => panic!("a sum over rows, {reg}, is used as a value"),
         }
+    }
+
+    /// A row that an id picks: zeros where there is none, so that gather and scatter_add are adjoint for all ids.
+    fn where_in_range(&mut self, operand: usize, loaded: Var) -> Var {
+        let axes = self.region.inputs[operand].axes.clone();
+        let mut value = loaded;
+        for (k, index) in axes.into_iter().enumerate() {
+            let Index::Value(reg) = index else { continue };
+            let (id, extent) = self.id(operand, k, reg);
+            let inside = self.define("in_range", Ty { elem: Elem::Mask, vector: false }, Expr::InRange { id, extent });
+            let number = self.number(value);
+            let vector = self.locals[number].ty.vector;
+            let zero = self.define("zero", Ty { elem: Elem::F32, vector: false }, Expr::Number(0));
+            let (inside, zero) = (self.widen(inside, vector), self.widen(zero, vector));
+            value = self.define("picked", self.locals[number].ty, Expr::Select(inside, number, zero));
+        }
+        value
+    }
+
+    /// The id that is the index along axis `k` of an operand, and the size of that axis.
+    fn id(&mut self, operand: usize, k: usize, reg: Reg) -> (Var, Var) {
+        let id = self.value(reg);
+        let id = match self.locals[id].ty {
+            Ty { elem: Elem::I32, .. } => id,
+            ty => {
+                let number = self.number(id);
+                self.define("id", Ty { elem: Elem::I32, ..ty }, Expr::ToI32(number))
+            }
+        };
+        (id, self.arg(IndexArg::Extra(self.extra_ordinal(operand, k))))
     }
 
     fn binary(&mut self, name: &str, f: Scalar, a: Reg, b: Reg) -> Var {
@@ -1025,16 +1063,7 @@ impl<'a> Lower<'a> {
                 self.define("partner", INDEX, Expr::Rotate { coord, extent })
             }
             Index::Value(reg) => {
-                let id = self.value(reg);
-                let id = match self.locals[id].ty {
-                    Ty { elem: Elem::I32, .. } => id,
-                    ty => {
-                        let number = self.number(id);
-                        self.define("id", Ty { elem: Elem::I32, ..ty }, Expr::ToI32(number))
-                    }
-                };
-                let ordinal = self.extra_ordinal(buffer, k);
-                let extent = self.arg(IndexArg::Extra(ordinal));
+                let (id, extent) = self.id(buffer, k, reg);
                 self.define("position", INDEX, Expr::Clamp { id, extent })
             }
         };

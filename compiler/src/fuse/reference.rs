@@ -28,7 +28,8 @@ pub fn run(region: &Region, sizes: &Sizes, bindings: &Bindings<'_>, inputs: &[Ar
         let row = |i: usize| i - i % interior..i - i % interior + interior;
         let value = match *instr {
             Instr::Load(k) => of(&|i| {
-                inputs[k].data[element(&region.inputs[k].axes, &inputs[k].dims, &points[i], &extents, &values, i)]
+                let at = element(&region.inputs[k].axes, &inputs[k].dims, &points[i], &extents, &values, i);
+                at.map_or(0.0, |at| inputs[k].data[at])
             }),
             Instr::Scalar(k) => vec![f64::from(bindings.scalars[k]); len],
             Instr::Iota(a) => of(&|i| points[i][a] as f64),
@@ -73,6 +74,7 @@ pub fn run(region: &Region, sizes: &Sizes, bindings: &Bindings<'_>, inputs: &[Ar
                 let is_stored = (0..extents.len()).all(|a| axes.contains(&a) || point[a] == 0);
                 if is_stored {
                     let at = element(&layout.axes, &dims, point, &extents, &values, i);
+                    let at = at.expect("an output is stored at positions of the domain");
                     out.data[at] = round(bindings.dtypes[layout.dtype], values[*reg][i]);
                 }
             }
@@ -90,16 +92,23 @@ fn position(mut flat: usize, extents: &[usize]) -> Vec<usize> {
     point
 }
 
-fn element(axes: &[Index], dims: &[usize], point: &[usize], extents: &[usize], values: &[Vec<f64>], i: usize) -> usize {
-    axes.iter().zip(dims).fold(0, |at, (index, &n)| {
+/// Position in a buffer; none where an id is out of range, which reads as zero.
+fn element(
+    axes: &[Index],
+    dims: &[usize],
+    point: &[usize],
+    extents: &[usize],
+    values: &[Vec<f64>],
+    i: usize,
+) -> Option<usize> {
+    axes.iter().zip(dims).try_fold(0, |at, (index, &n)| {
         let k = match *index {
             Index::Domain(a) => point[a],
             Index::Rotated(a) => (point[a] + extents[a] / 2) % extents[a],
-            // As kernels do: an id out of range reads the last element, whether it is negative or too large.
-            Index::Value(r) if values[r][i] < 0.0 => n - 1,
-            Index::Value(r) => (values[r][i] as usize).min(n - 1),
+            Index::Value(r) if values[r][i] < 0.0 || values[r][i] >= n as f64 => return None,
+            Index::Value(r) => values[r][i] as usize,
         };
-        at * n + k
+        Some(at * n + k)
     })
 }
 

@@ -37,6 +37,14 @@ pub fn clamp(id: Vector<i32, Const<1>>, extent: usize) -> usize {
     select(id < 0i32, last, select(position > last, last, position))
 }
 
+/// Whether an id is a position below `extent`.
+#[cube]
+pub fn in_range(id: Vector<i32, Const<1>>, extent: usize) -> Vector<bool, Const<1>> {
+    let id = i32::cast_from(id);
+    let below = usize::cast_from(id) < extent;
+    Vector::<bool, Const<1>>::cast_from(select(id < 0i32, false, below))
+}
+
 /// The first lane as a scalar.
 #[cube]
 pub fn first_lane<E: Scalar, N: Size>(v: Vector<E, N>) -> Vector<E, Const<1>> {

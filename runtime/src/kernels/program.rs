@@ -232,6 +232,7 @@ impl Walk<'_> {
                 position::half_sign::expand(scope, self.get(coord), self.get(extent)).expand
             }
             Expr::Clamp { id, extent } => position::clamp::expand(scope, self.get(id), self.get(extent)).expand,
+            Expr::InRange { id, extent } => position::in_range::expand(scope, self.get(id), self.get(extent)).expand,
             Expr::Uniform { buffer, stream, at, lane_stride } => {
                 let (words, stride) = (self.buffer(buffer), self.get(lane_stride.unwrap_or(at)));
                 random::uniform::expand::<N>(scope, words, stream as u32, self.get(at), stride).expand
