@@ -7,7 +7,7 @@
 
 use super::buffer::{Buf, round_in_place};
 use super::cpu::{Fma, multiversion};
-use super::exp::exp;
+use super::math::exp;
 use super::micro::{Into, Micro, Operands};
 use super::pack::{self, Part};
 use super::pool::Pool;

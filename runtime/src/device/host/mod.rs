@@ -4,12 +4,12 @@
 //! same bits for any number of threads: work is split over outputs only, and reductions follow trees fixed by shapes.
 //!
 //! Reading order: [`cpu`] (which instructions) → [`pool`] (who runs) → [`buffer`] (what memory) → `micro` (inner loop of products) →
-//! [`gemm`] → [`tile`], [`attention`], [`loss`], [`optim`].
+//! [`gemm`] → [`tile`], [`attention`], [`loss`], [`optim`], [`scatter`], [`copy`].
 
 pub mod attention;
 pub mod buffer;
+pub mod copy;
 pub mod cpu;
-mod exp;
 pub mod gemm;
 pub mod loss;
 pub mod math;
@@ -19,5 +19,6 @@ pub mod optim;
 mod oracle;
 mod pack;
 pub mod pool;
+pub mod scatter;
 mod share;
 pub mod tile;
