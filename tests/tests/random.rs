@@ -2,12 +2,16 @@
 //!
 //! A failing seed prints its program; its smallest form becomes a golden file.
 
+use kiln_compiler::compile::compile_layer;
 use kiln_compiler::diff::{self, Activity};
-use kiln_compiler::interp::Array;
+use kiln_compiler::fuse::{Launch, LaunchKind, ScalarArg, reference};
+use kiln_compiler::interp::{self, Array};
 use kiln_compiler::ir::text::{parse_func, print_func};
-use kiln_compiler::ir::{DType, Func, verify};
+use kiln_compiler::ir::{Attr, DType, Func, Sizes, verify};
+use kiln_compiler::ops::{EvalCx, EvalNode};
 use kiln_compiler::{precision, simplify};
-use kiln_tests::programs::{Program, Random, program, run};
+use kiln_tests::programs::{self, Program, Random, program, run};
+use std::collections::HashSet;
 
 /// Programs per test.
 const SEEDS: u64 = 300;
@@ -114,4 +118,98 @@ fn derivatives_of_programs_match_differences() {
         compared += 1;
     }
     assert_eq!(compared, SEEDS);
+}
+
+/// A region's constants are passed as f32, whose rounding fourteen operations carry on.
+const CONSTANTS: f64 = 1e-5;
+
+/// Runs one launch in f64.
+fn launch(func: &Func, l: &Launch, sizes: &Sizes, values: &mut [Option<Array>]) {
+    let args: Vec<Array> =
+        l.inputs.iter().map(|v| values[v.index()].clone().expect("launches come in order")).collect();
+    let results = match &l.kind {
+        LaunchKind::Region(region) => {
+            let scalars: Vec<f32> = region.scalars.iter().map(|s| scalar(s, sizes)).collect();
+            let draw = |stream: usize, index: u64| programs::uniform(region.streams[stream].site, index);
+            let bindings = reference::Bindings { dtypes: &region.dtypes, scalars: &scalars, uniform: &draw };
+            reference::run(region, sizes, &bindings, &args)
+        }
+        LaunchKind::Library { node, .. } => {
+            let refs: Vec<&Array> = args.iter().collect();
+            let arg_types: Vec<_> = l.inputs.iter().map(|&v| func.ty(v)).collect();
+            let result_types: Vec<_> = l.outputs.iter().map(|&v| func.ty(v)).collect();
+            let node = EvalNode { node, args: &refs, arg_types: &arg_types, result_types: &result_types };
+            (node.node.op.eval)(&EvalCx { sizes, uniform: &programs::uniform }, &node)
+        }
+        LaunchKind::Alias => vec![Array::new(sizes.shape(&func.ty(l.outputs[0]).shape), args[0].data.clone())],
+        LaunchKind::Structural(n) | LaunchKind::Collective(n) => panic!("a random program has no `{}`", n.op.name),
+    };
+    for (&v, r) in l.outputs.iter().zip(results) {
+        // A row reduction is stored over all axes of its row; the value's own sizes count here.
+        values[v.index()] = Some(Array::new(sizes.shape(&func.ty(v).shape), r.data));
+    }
+}
+
+fn scalar(arg: &ScalarArg, sizes: &Sizes) -> f32 {
+    match arg {
+        ScalarArg::Literal(Attr::Float(x)) => *x as f32,
+        ScalarArg::Literal(Attr::Int(i)) => *i as f32,
+        ScalarArg::Literal(other) => panic!("{other:?} is no number"),
+        ScalarArg::Size { axes, recip } => {
+            let n = sizes.elements(axes) as f32;
+            if *recip { 1.0 / n } else { n }
+        }
+    }
+}
+
+#[test]
+fn fused_programs_compute_what_unfused_ones_do() {
+    let mut regions = 0;
+    for seed in 0..SEEDS {
+        let Program { func, sizes, arguments } = program(seed);
+        let func = precision::run(&func, DType::F32);
+        let activity: Vec<Activity> = func
+            .inputs
+            .iter()
+            .map(|&v| if func.ty(v).dtype.is_float() { Activity::Parameter } else { Activity::Inactive })
+            .collect();
+        let flags = vec![true; func.outputs.len()];
+        let joint = diff::run(&func, &activity, &flags).unwrap_or_else(|e| panic!("seed {seed}: {}", e.diagnostic));
+        let mut random = Random(seed ^ 0xFACE);
+        let mut inputs = arguments.clone();
+        for &v in &joint.func.inputs[joint.n_inputs..] {
+            inputs.push(interp::build(&sizes, &joint.func.ty(v).shape, |_| random.between(-1.0, 1.0)));
+        }
+        let truth = run(&joint.func, &sizes, &inputs);
+
+        let c = compile_layer(&func, &activity, &flags).unwrap_or_else(|e| panic!("seed {seed}: {}", e.diagnostic));
+        let mut values: Vec<Option<Array>> = vec![None; c.func.values.len()];
+        for (&v, a) in c.func.inputs.iter().zip(&inputs) {
+            values[v.index()] = Some(a.clone());
+        }
+        for l in c.forward.iter() {
+            launch(&c.func, l, &sizes, &mut values);
+        }
+        // Backward reads what the plan keeps, and nothing else.
+        let kept: HashSet<_> = c.func.inputs.iter().chain(&c.outputs).chain(&c.residuals).map(|v| v.index()).collect();
+        values.iter_mut().enumerate().filter(|(i, _)| !kept.contains(i)).for_each(|(_, value)| *value = None);
+        for l in c.backward.iter() {
+            launch(&c.func, l, &sizes, &mut values);
+        }
+        regions += c.regions().count();
+        let ids = c.outputs.iter().chain(c.d_inputs.iter().flatten());
+        let results: Vec<Array> = ids.map(|v| values[v.index()].clone().expect("every result is computed")).collect();
+        for (k, (a, b)) in results.iter().zip(&truth).enumerate() {
+            let scale = b.data.iter().fold(1.0f64, |m, x| m.max(x.abs()));
+            let far = a
+                .data
+                .iter()
+                .zip(&b.data)
+                .position(|(a, b)| (a - b).abs() > CONSTANTS * scale || a.is_nan() != b.is_nan());
+            if let Some(i) = far {
+                panic!("seed {seed}, result {k}: {} is not {} in\n{}", a.data[i], b.data[i], print_func(&func));
+            }
+        }
+    }
+    assert!(regions as u64 > 2 * SEEDS, "only {regions} regions were run");
 }

@@ -26,6 +26,8 @@ pub struct RegionShape {
     pub interior: Option<BTreeSet<Axis>>,
     /// Values that are sums over rows: they may not be used inside the region.
     pub columns: BTreeSet<ValueId>,
+    /// Holds a segmented sum, whose segments number the rows: the domain cannot grow.
+    pub segments: bool,
 }
 
 /// Axes of a value as a set.
@@ -248,14 +250,17 @@ impl Partition<'_> {
         if node.op.name == "segment_sum" {
             return shape.domain.is_empty().then(|| {
                 let domain = axes(self.func, node.outputs[0]);
-                RegionShape { domain, interior: None, columns: BTreeSet::new() }
+                RegionShape { domain, segments: true, ..RegionShape::default() }
             });
         }
-        let is_segment = |s: &RegionShape| s.domain.is_empty();
+        let is_new = |s: &RegionShape| s.domain.is_empty();
         if node.op.class == Class::Reduce {
+            if shape.segments {
+                return None;
+            }
             let full = axes(self.func, node.inputs[0]);
             let over: BTreeSet<Axis> = node.attrs.axes("axes").iter().copied().collect();
-            if !is_segment(shape) && !full.is_superset(&shape.domain) {
+            if !is_new(shape) && !full.is_superset(&shape.domain) {
                 return None;
             }
             let rest: BTreeSet<Axis> = full.difference(&over).copied().collect();
@@ -282,7 +287,7 @@ impl Partition<'_> {
         match &shape.interior {
             // Rows are given: a map covers rows, the whole domain, or a part of it that is the same for all rows.
             Some(_) => all.is_subset(&shape.domain).then_some(next),
-            None if is_segment(shape) || all.is_superset(&shape.domain) => {
+            None if !shape.segments && (is_new(shape) || all.is_superset(&shape.domain)) => {
                 next.domain = all;
                 Some(next)
             }
