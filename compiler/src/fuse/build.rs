@@ -44,7 +44,8 @@ pub enum LaunchKind {
 pub fn launches(func: &Func, wanted: &[usize], available: &HashSet<ValueId>, needed: &HashSet<ValueId>) -> Vec<Launch> {
     let absorbed = absorb_casts(func, wanted, needed);
     let fused: Vec<usize> = wanted.iter().copied().filter(|i| !absorbed.casts.contains(i)).collect();
-    let groups = partition::run(func, &fused, available);
+    let stored = absorbed.stored.iter().map(|(&raw, (stored, _))| (raw, *stored)).collect();
+    let groups = partition::run(func, &fused, available, &stored);
     let used_by = users(func, &fused);
     let cx = Context {
         func,
@@ -161,7 +162,7 @@ impl Context<'_> {
         if partition::is_transparent(node) && !self.view_is_stored(node.outputs[0]) {
             return Vec::new();
         }
-        let memory = reads_memory(node);
+        let memory = partition::reads_memory(node);
         let read = |&v: &ValueId| if memory.contains(&v) { Some(v) } else { self.through(v) };
         node.inputs.iter().filter_map(read).collect()
     }
@@ -176,7 +177,7 @@ impl Context<'_> {
         let users = self.used_by.get(&v).map(Vec::as_slice).unwrap_or_default();
         let raw = |&u: &usize| {
             let n = &self.func.nodes[u];
-            !partition::fuses(n) || reads_memory(n).contains(&v)
+            !partition::fuses(n) || partition::reads_memory(n).contains(&v)
         };
         self.needed.contains(&v) || users.iter().any(raw)
     }
@@ -237,16 +238,6 @@ impl Context<'_> {
 fn sources(func: &Func) -> HashMap<ValueId, usize> {
     let nodes = func.nodes.iter().enumerate().filter(|(_, n)| n.inputs.is_empty() && partition::fuses(n));
     nodes.map(|(i, n)| (n.outputs[0], i)).collect()
-}
-
-/// Operands that a fused node reads from memory at another index than its own.
-fn reads_memory(node: &Node) -> Vec<ValueId> {
-    match node.op.name {
-        "rotate_half" => vec![node.inputs[0]],
-        "gather" => vec![node.inputs[0]],
-        "segment_sum" => node.inputs.clone(),
-        _ => Vec::new(),
-    }
 }
 
 /// Rows first, interior last; within each the order of the value with the most axes.

@@ -26,7 +26,7 @@ pub struct RegionShape {
     pub interior: Option<BTreeSet<Axis>>,
     /// Values that are sums over rows: they may not be used inside the region.
     pub columns: BTreeSet<ValueId>,
-    /// Holds a segmented sum, whose segments number the rows: the domain cannot grow.
+    /// Whether it begins with a segmented sum, which fixes the domain and leaves no room for reductions.
     pub segments: bool,
 }
 
@@ -50,6 +50,15 @@ pub fn is_transparent(node: &Node) -> bool {
     matches!(node.op.name, "broadcast" | "permute" | "stop_gradient")
 }
 
+/// Operands that a fused node reads from memory at another index than its own.
+pub fn reads_memory(node: &Node) -> &[ValueId] {
+    match node.op.name {
+        "rotate_half" | "gather" => &node.inputs[..1],
+        "segment_sum" => &node.inputs,
+        _ => &[],
+    }
+}
+
 /// For each value the one that a region reads in its place.
 pub fn bases(func: &Func) -> Vec<ValueId> {
     let mut base: Vec<ValueId> = (0..func.values.len() as u32).map(ValueId).collect();
@@ -64,10 +73,16 @@ fn is_source(node: &Node) -> bool {
     node.inputs.is_empty()
 }
 
-/// Groups `wanted` nodes. `available` values exist before; they are never recomputed.
-pub fn run(func: &Func, wanted: &[usize], available: &HashSet<ValueId>) -> Vec<Group> {
+/// Groups `wanted` nodes. `available` values exist before; they are never recomputed. `stored` maps a result to the value that its
+/// launch writes in its place.
+pub fn run(
+    func: &Func,
+    wanted: &[usize],
+    available: &HashSet<ValueId>,
+    stored: &HashMap<ValueId, ValueId>,
+) -> Vec<Group> {
     let base = bases(func);
-    let mut p = Partition { func, groups: Vec::new(), of_value: HashMap::new(), available, base };
+    let mut p = Partition { func, groups: Vec::new(), of_value: HashMap::new(), available, stored, base };
     for &i in wanted {
         p.place(i);
     }
@@ -81,6 +96,7 @@ struct Partition<'a> {
     /// Group that defines a value.
     of_value: HashMap<ValueId, usize>,
     available: &'a HashSet<ValueId>,
+    stored: &'a HashMap<ValueId, ValueId>,
     base: Vec<ValueId>,
 }
 
@@ -97,13 +113,14 @@ impl Partition<'_> {
                 g
             }
             None => {
-                let shape = fuses(node).then(|| self.extend(&RegionShape::default(), node)).flatten();
+                let shape = fuses(node).then(|| self.extend(None, node)).flatten();
                 self.groups.push(Group { nodes: vec![i], shape });
                 self.groups.len() - 1
             }
         };
         for &o in &node.outputs {
             self.of_value.insert(o, group);
+            self.of_value.extend(self.stored.get(&o).map(|&s| (s, group)));
         }
     }
 
@@ -114,7 +131,7 @@ impl Partition<'_> {
             if self.is_free(g) || !self.related(g, node) {
                 continue;
             }
-            if let Some(extended) = self.extend(shape, node)
+            if let Some(extended) = self.extend(Some(shape), node)
                 && self.operands_visible(g, node)
                 && !self.makes_cycle(g, node)
             {
@@ -129,10 +146,10 @@ impl Partition<'_> {
         self.groups[g].nodes.iter().all(|&n| is_source(&self.func.nodes[n]) || is_transparent(&self.func.nodes[n]))
     }
 
-    /// Operands as the launch of `node` reads them: regions look through views.
+    /// Operands as the launch of `node` reads them: regions look through views, except where they read memory.
     fn operands(&self, node: &Node) -> Vec<ValueId> {
-        let look = |v: &ValueId| if fuses(node) { self.base[v.index()] } else { *v };
-        node.inputs.iter().map(look).collect()
+        let raw = |v: &ValueId| !fuses(node) || reads_memory(node).contains(v);
+        node.inputs.iter().map(|v| if raw(v) { *v } else { self.base[v.index()] }).collect()
     }
 
     /// Shares an operand with, or reads a result of, group `g`.
@@ -151,15 +168,10 @@ impl Partition<'_> {
     /// Rotations and indexed loads read memory, so those operands must come from outside; sums over rows leave the region.
     fn operands_visible(&self, g: usize, node: &Node) -> bool {
         let Some(shape) = &self.groups[g].shape else { return false };
-        let reads_memory = |k: usize| match node.op.name {
-            "rotate_half" => true,
-            "gather" => k == 0,
-            "segment_sum" => true,
-            _ => false,
-        };
-        self.operands(node).iter().enumerate().all(|(k, v)| {
+        let memory = reads_memory(node);
+        self.operands(node).iter().all(|v| {
             let inside = self.of_value.get(v) == Some(&g);
-            !(inside && (reads_memory(k) || shape.columns.contains(v)))
+            !(inside && (memory.contains(v) || shape.columns.contains(v)))
         })
     }
 
@@ -237,30 +249,29 @@ impl Partition<'_> {
         }
         let mut nodes: Vec<usize> = self.groups[a].nodes.iter().chain(&self.groups[b].nodes).copied().collect();
         nodes.sort_unstable();
-        let mut shape = RegionShape::default();
+        let mut shape = None;
         for i in nodes {
-            shape = self.extend(&shape, &self.func.nodes[i])?;
+            shape = Some(self.extend(shape.as_ref(), &self.func.nodes[i])?);
         }
-        Some(shape)
+        shape
     }
 
-    /// The region's shape with `node` in it, or `None` if no template covers that.
-    fn extend(&self, shape: &RegionShape, node: &Node) -> Option<RegionShape> {
-        let mut next = shape.clone();
+    /// The region's shape with `node` in it (`None` while it is empty), or `None` if no template covers that.
+    fn extend(&self, shape: Option<&RegionShape>, node: &Node) -> Option<RegionShape> {
         if node.op.name == "segment_sum" {
-            return shape.domain.is_empty().then(|| {
-                let domain = axes(self.func, node.outputs[0]);
-                RegionShape { domain, segments: true, ..RegionShape::default() }
-            });
+            let domain = axes(self.func, node.outputs[0]);
+            return shape.is_none().then(|| RegionShape { domain, segments: true, ..RegionShape::default() });
         }
-        let is_new = |s: &RegionShape| s.domain.is_empty();
+        let shape = &shape.cloned().unwrap_or_default();
+        let mut next = shape.clone();
+        if shape.segments {
+            let inside = node.op.class != Class::Reduce && axes(self.func, node.outputs[0]).is_subset(&shape.domain);
+            return inside.then_some(next);
+        }
         if node.op.class == Class::Reduce {
-            if shape.segments {
-                return None;
-            }
             let full = axes(self.func, node.inputs[0]);
             let over: BTreeSet<Axis> = node.attrs.axes("axes").iter().copied().collect();
-            if !is_new(shape) && !full.is_superset(&shape.domain) {
+            if !full.is_superset(&shape.domain) {
                 return None;
             }
             let rest: BTreeSet<Axis> = full.difference(&over).copied().collect();
@@ -287,7 +298,7 @@ impl Partition<'_> {
         match &shape.interior {
             // Rows are given: a map covers rows, the whole domain, or a part of it that is the same for all rows.
             Some(_) => all.is_subset(&shape.domain).then_some(next),
-            None if !shape.segments && (is_new(shape) || all.is_superset(&shape.domain)) => {
+            None if all.is_superset(&shape.domain) => {
                 next.domain = all;
                 Some(next)
             }

@@ -39,6 +39,8 @@ pub struct Model {
     pub func: Func,
     pub activity: Vec<Activity>,
     pub sizes: Sizes,
+    /// Bound of the ids in its arguments.
+    pub ids_below: usize,
 }
 
 impl Model {
@@ -54,7 +56,7 @@ impl Model {
         let activity = func.inputs.iter().map(kind).collect();
         let sizes = [("B", 3), ("S", 5), ("D", 6), ("G", 4), ("R", 4), ("K", 2), ("F", 8), ("V", 7)];
         let sizes = sizes.into_iter().map(|(a, n)| (Axis::new(a), n)).collect();
-        Model { name, func: checked(func), activity, sizes }
+        Model { name, func: checked(func), activity, sizes, ids_below: 7 }
     }
 
     /// With casts.
@@ -76,7 +78,7 @@ impl Model {
         let element = |v: ValueId, random: &mut Random| match (func.ty(v).dtype, func.values[v.index()].name.as_deref())
         {
             (_, Some("rope")) => 100.0,
-            (DType::I32, _) => random.below(self.sizes.of(Axis::new("V"))) as f64,
+            (DType::I32, _) => random.below(self.ids_below) as f64,
             (dtype, _) => interp::round(dtype, random.between(-1.0, 1.0)),
         };
         let array = |&v: &ValueId| interp::build(&self.sizes, &func.ty(v).shape, |_| element(v, &mut random));
