@@ -6,7 +6,7 @@
 //! A node on a gradient path without a derivative is an error, never a silent zero.
 
 use crate::diagnostics::Diagnostic;
-use crate::ir::{Builder, DType, Func, Node, Span, ValueId};
+use crate::ir::{Attr, Builder, DType, Func, Node, Span, ValueId};
 use crate::ops::{Vjp, VjpNode};
 
 /// What an input of the function is to differentiation.
@@ -179,16 +179,27 @@ fn contributions(
 ) -> Result<Vec<Option<ValueId>>, DiffError> {
     match node.op.vjp {
         Vjp::Rule(rule) => Ok(rule(b, &VjpNode { node: &as_read(&b.func, node), cotangents })),
+        Vjp::Declared(rule) if node.attrs.get("vjp").is_some() => {
+            Ok(rule(b, &VjpNode { node: &as_read(&b.func, node), cotangents }))
+        }
         Vjp::Zero => Ok(vec![None; node.inputs.len()]),
         Vjp::Structural => Ok(structural(b, node, cotangents, active)),
-        Vjp::Missing => Err(DiffError {
+        Vjp::Declared(_) | Vjp::Missing => Err(DiffError {
             span: node.span,
             diagnostic: Diagnostic::new(
                 "K0601",
-                format!("`{}` has no derivative, and a gradient must pass it", node.op.name),
+                format!("`{}` has no derivative, and a gradient must pass it", operation(node)),
             )
             .help("give it a `vjp`, or cut the path with `stop_gradient`"),
         }),
+    }
+}
+
+/// The user's word for an operation: that of their own is in its attributes.
+fn operation(node: &Node) -> &str {
+    match node.attrs.get("name") {
+        Some(Attr::Str(name)) => name,
+        _ => node.op.name,
     }
 }
 

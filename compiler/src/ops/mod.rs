@@ -81,6 +81,8 @@ pub enum Vjp {
     Rule(VjpRule),
     /// Piecewise constant, or a function of no float operand: its cotangents are exactly zero.
     Zero,
+    /// A rule for nodes whose attribute `vjp` names the user's derivative; the others have none.
+    Declared(VjpRule),
     /// There is none: a gradient path through it is an error.
     Missing,
     /// The differentiation pass itself handles it (calls, loops, collectives).

@@ -1,14 +1,16 @@
 //! `opaque`: the user's own operation (`#[op]`), known by its name and result types only; its reference and derivative are the user's.
+//!
+//! Its attribute `vjp` names the operation from operands and cotangents of the results to cotangents of the float operands.
 
-use super::{Class, OpDef, TypeError, Vjp, rules};
-use crate::ir::{Attrs, Type};
+use super::{Class, OpDef, TypeError, Vjp, VjpNode, rules};
+use crate::ir::{Attrs, Builder, DType, Type, ValueId};
 
 /// Results of type `dtype` over `out0`, `out1`, ..; executed by the kernel registered under `name`.
 pub static DEF: OpDef = OpDef {
     name: "opaque",
     class: Class::Library,
     infer,
-    vjp: Vjp::Missing,
+    vjp: Vjp::Declared(vjp),
     eval: |_, n| panic!("the reference of `{}` belongs to the user's crate", n.attrs().str("name")),
     expand: None,
     scalar: None,
@@ -17,5 +19,59 @@ pub static DEF: OpDef = OpDef {
 
 fn infer(attrs: &Attrs, _: &[&Type]) -> Result<Vec<Type>, TypeError> {
     rules::word("opaque", attrs, "name")?;
+    if attrs.get("vjp").is_some() {
+        rules::word("opaque", attrs, "vjp")?;
+    }
     rules::declared_outputs("opaque", attrs)
+}
+
+/// (x̄₀, ..) = vjp(x₀, .., ȳ₀, ..), in f32; ids and masks have no cotangent.
+fn vjp(b: &mut Builder, n: &VjpNode<'_>) -> Vec<Option<ValueId>> {
+    let mut operands = n.node.inputs.clone();
+    for (cotangent, &y) in n.cotangents.iter().zip(&n.node.outputs) {
+        let d = cotangent.unwrap_or_else(|| b.constant_like(0.0, y));
+        operands.push(d);
+    }
+    let floats: Vec<bool> = n.node.inputs.iter().map(|&x| b.ty(x).dtype.is_float()).collect();
+    let shapes = n.node.inputs.iter().zip(&floats).filter(|(_, f)| **f).map(|(&x, _)| b.shape(x)).collect::<Vec<_>>();
+    let attrs = Attrs::new().with("name", n.node.attrs.str("vjp")).with("dtype", DType::F32);
+    let attrs = shapes
+        .iter()
+        .enumerate()
+        .fold(attrs.with("outs", shapes.len() as i64), |a, (i, s)| a.with(&format!("out{i}"), s.as_slice()));
+    let mut cotangents = b.ops("opaque", attrs, &operands).into_iter();
+    floats.into_iter().map(|float| if float { cotangents.next() } else { None }).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::diff::{self, Activity};
+    use crate::ir::text::parse_func;
+
+    const SCAN: &str = "fn(%0 x: f32[B, S], %1 ids: i32[B], %2 w: f32[S]) {
+        %3: f32[B, S] = opaque(%0, %1, %2) {dtype=:f32, name=\"m::scan\", out0=[B, S], outs=1VJP} @7:3
+        return %3
+    }";
+
+    fn joint(vjp: &str) -> Result<diff::Joint, diff::DiffError> {
+        let func = parse_func(&SCAN.replace("VJP", vjp)).expect("the text is IR");
+        diff::run(&func, &[Activity::Activation, Activity::Inactive, Activity::Parameter], &[true])
+    }
+
+    #[test]
+    fn the_users_derivative_takes_operands_and_cotangents() {
+        let joint = joint(", vjp=\"m::scan_vjp\"").expect("the derivative is declared");
+        let node = &joint.func.nodes[1];
+        assert_eq!((node.op.name, node.attrs.str("name")), ("opaque", "m::scan_vjp"));
+        assert_eq!(node.inputs.len(), 4);
+        let shapes: Vec<String> = node.outputs.iter().map(|&v| joint.func.ty(v).to_string()).collect();
+        assert_eq!(shapes, ["f32[B, S]", "f32[S]"]);
+    }
+
+    #[test]
+    fn without_a_derivative_the_path_is_an_error_that_names_the_operation() {
+        let error = joint("").expect_err("there is no derivative");
+        assert_eq!(error.diagnostic.code, "K0601");
+        assert!(error.diagnostic.message.contains("`m::scan`"), "{}", error.diagnostic);
+    }
 }
