@@ -90,7 +90,7 @@ fn rounded(mut array: Array, ty: &Type) -> Rc<Array> {
 }
 
 /// A number in [0, 1) that depends on the seed, the site and the index only; its 24 bits are exact in f32.
-fn uniform(seed: u64, site: i64, index: u64) -> f32 {
+pub(super) fn uniform(seed: u64, site: i64, index: u64) -> f32 {
     const BITS: u32 = 24;
     let mut key = [0; 24];
     key[..8].copy_from_slice(&seed.to_le_bytes());

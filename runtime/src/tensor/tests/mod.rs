@@ -1,5 +1,6 @@
-//! A transformer written as the macro expands it, run eagerly against loops over f64 and recorded against IR text.
+//! A transformer, run eagerly against loops over f64, and recorded against IR text and against the parser.
 
+mod agree;
 mod eager;
 mod model;
 mod record;
