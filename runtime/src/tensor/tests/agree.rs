@@ -67,7 +67,8 @@ fn name_unknown_axes(layer: &mut Layer, like: &Layer) {
 #[test]
 fn parser_and_recording_agree_on_every_layer() {
     let mut compared = Vec::new();
-    for def in crate::layers() {
+    // The parser has read the arguments of a traced layer only.
+    for def in crate::layers().filter(|def| !parsed(def).annotations.trace) {
         let body = def.record.expect("every sound layer can be recorded");
         let recorded = comparable(record(def, body, &BTreeMap::new()).unwrap_or_else(|e| panic!("{e}")));
         let mut parsed = comparable(parsed(def));
@@ -76,7 +77,7 @@ fn parser_and_recording_agree_on_every_layer() {
         compared.push(def.name);
     }
     compared.sort();
-    let model = ["attention", "block", "gpt", "gpt_logits", "methods", "swiglu", "trunk", "two_losses"];
+    let model = ["attention", "block", "gpt", "gpt_logits", "methods", "perceptron", "swiglu", "trunk", "two_losses"];
     assert!(model.iter().all(|name| compared.contains(name)), "{compared:?}");
 }
 

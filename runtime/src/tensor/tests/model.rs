@@ -111,3 +111,29 @@ pub fn numbers(n: usize, seed: u64) -> Vec<f32> {
 pub fn tensor(dims: &[usize], seed: u64) -> Tensor {
     Tensor::new(dims, numbers(dims.iter().product(), seed))
 }
+
+/// A matrix product at any axes.
+#[layer]
+pub fn linear<In: Axis, Out: Axis>(x: Tensor<B, In>, #[param(init = xavier)] w: Tensor<In, Out>) -> Tensor<B, Out> {
+    x.matmul(w)
+}
+
+/// A generic child at two pairs of axes.
+#[layer]
+pub fn perceptron(x: Tensor<B, D>, #[sub] up: Linear<D, F>, #[sub] down: Linear<F, D>) -> Tensor<B, D> {
+    let h: Tensor<B, F> = up.forward(x);
+    let y: Tensor<B, D> = down.forward(h.relu());
+    y + x
+}
+
+/// Any Rust: recorded when the model is linked.
+#[layer(trace)]
+pub fn powers(x: Tensor<B, D>, #[config(default = 3)] n: i64, #[param(init = ones)] w: Tensor<D>) -> Tensor<B, D> {
+    let terms: Vec<Tensor> = (1..=n)
+        .scan(x, |p, _| {
+            *p *= x;
+            Some(*p)
+        })
+        .collect();
+    terms.into_iter().rev().fold(x, |sum, term| sum * w + term)
+}

@@ -6,7 +6,7 @@ use crate::layer::Layer as _;
 use crate::prelude::*;
 use crate::tensor::{RecordError, record};
 use kiln_compiler::ir::text::print_layer;
-use kiln_compiler::ir::{Func, Layer, Span, verify};
+use kiln_compiler::ir::{ConfigValue, Func, Layer, Span, verify};
 use std::collections::BTreeMap;
 
 fn recorded(def: &'static LayerDef) -> Result<Layer, RecordError> {
@@ -111,6 +111,31 @@ fn an_operation_of_the_users_is_one_node() {
     let node = "%4: f32[B, S, D] = opaque(%3, %2) {dtype=:f32, name=\"tests::scale\", out0=[B, S, D], outs=1}";
     assert!(text.contains(node), "{text}");
     assert!(crate::user_op::find("tests::scale").is_some());
+}
+
+#[test]
+fn a_generic_layer_records_the_axes_of_its_instance() {
+    let expected = "\
+fn(%0 x: f32[B, F], %1 w: f32[F, D]) {
+  %2: f32[B, D] = dot_general(%0, %1) {out=[B, D]}
+  return %2
+}";
+    assert_eq!(body_text(Linear::<F, D>::DEF), expected);
+}
+
+#[test]
+fn a_traced_layer_reads_its_configuration() {
+    let def = Powers::DEF;
+    let body = def.record.expect("a traced layer can be recorded");
+    let products = |set: &[(&str, i64)]| {
+        let config = set.iter().map(|&(name, n)| (name.to_owned(), ConfigValue::Int(n))).collect();
+        let layer = record(def, body, &config).expect("the layer records");
+        layer.body.nodes.iter().filter(|n| n.op.name == "mul").count()
+    };
+    assert_eq!([products(&[]), products(&[("n", 1)]), products(&[("n", 1), ("powers.n", 2)])], [6, 2, 4]);
+    let y = powers(tensor(&[2, 3], 1), 1, tensor(&[3], 2));
+    let x = tensor(&[2, 3], 1);
+    assert_eq!(y.to_vec(), (x * tensor(&[3], 2) + x * x).to_vec());
 }
 
 /// Trunk's arguments with another body.
