@@ -2,7 +2,7 @@
 //!
 //! Reading order is the order of the pipeline: [`ir`] (plain data, text form, verifier) → [`ops`] (one folder per operation) →
 //! [`methods`] (the user's spellings of them) →
-//! [`interp`] (the f64 truth) → [`precision`] → [`place`] → [`diff`] → [`simplify`] → [`fuse`] → [`compile`] → [`emit`].
+//! [`interp`] (the f64 truth) → [`precision`] → [`place`] → [`diff`] → [`simplify`] → [`fuse`] → [`compile`] → [`variants`] → [`emit`].
 
 pub mod compile;
 pub mod diagnostics;
@@ -17,3 +17,4 @@ pub mod ops;
 pub mod place;
 pub mod precision;
 pub mod simplify;
+pub mod variants;

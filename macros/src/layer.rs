@@ -1,5 +1,6 @@
 //! `#[layer]`: parse the header, lower the body, check, expand. Each stage reports into one bag of errors.
 
+use crate::annotations::position;
 use crate::body::{self, Body};
 use crate::checks;
 use crate::diagnostics::{Diagnosed, Errors};
@@ -7,7 +8,9 @@ use crate::expand;
 use crate::ir_layer::ir_layer;
 use crate::signature::{self, LayerOptions, Signature};
 use kiln_compiler::ir::{self, verify};
-use proc_macro2::TokenStream;
+use kiln_compiler::variants::{self, Named};
+use proc_macro2::{TokenStream, TokenTree};
+use quote::ToTokens;
 use syn::ItemFn;
 
 /// A layer after all stages but expansion.
@@ -18,6 +21,8 @@ pub struct Compiled {
     pub body: Body,
     /// Its IR, if there is no mistake.
     pub layer: Option<ir::Layer>,
+    /// The regions of its canonical variants.
+    pub regions: Vec<Named>,
     /// Its mistakes.
     pub diagnosed: Diagnosed,
 }
@@ -27,7 +32,7 @@ pub fn layer(args: TokenStream, item: TokenStream) -> TokenStream {
     // Wrong syntax is rustc's to report: it sees the same tokens.
     let Ok(item_fn) = syn::parse2::<ItemFn>(item.clone()) else { return not_a_function(item) };
     let c = compile(args, item_fn);
-    expand::expand(&c.signature, &c.body, c.layer.as_ref(), &c.diagnosed)
+    expand::expand(&c)
 }
 
 fn not_a_function(item: TokenStream) -> TokenStream {
@@ -67,7 +72,27 @@ pub fn compile(args: TokenStream, item: ItemFn) -> Compiled {
     checks::run(&mut signature, &body, &errors);
     let sound = errors.is_empty() && body.foreign.is_empty();
     let layer = sound.then(|| verified(ir_layer(&signature, &body)));
-    Compiled { signature, body, layer, diagnosed: errors.finish() }
+    let regions = match layer.as_ref().filter(|l| !l.annotations.trace).map(variants::regions) {
+        Some(Ok(regions)) => regions,
+        Some(Err(e)) => {
+            errors.report(token_at(&signature, e.span), e.diagnostic);
+            Vec::new()
+        }
+        None => Vec::new(),
+    };
+    let layer = layer.filter(|_| errors.is_empty());
+    Compiled { signature, body, layer, regions, diagnosed: errors.finish() }
+}
+
+/// The token at a position of the IR; the layer's name if it is none of the body's.
+fn token_at(signature: &Signature, at: ir::Span) -> TokenStream {
+    fn find(tokens: TokenStream, at: ir::Span) -> Option<TokenStream> {
+        tokens.into_iter().find_map(|t| match t {
+            TokenTree::Group(g) => find(g.stream(), at),
+            other => (position(&other) == at).then(|| other.into()),
+        })
+    }
+    find(signature.item.block.to_token_stream(), at).unwrap_or_else(|| signature.item.sig.ident.to_token_stream())
 }
 
 fn verified(layer: ir::Layer) -> ir::Layer {

@@ -19,15 +19,15 @@ pub fn kernel(region: &Region, name: &str) -> Result<TokenStream, KernelError> {
 }
 
 /// Emitted functions in a module of their own, which sees nothing of the user's crate. `kiln` is the path of the crate there.
-pub fn module(kiln: &TokenStream, functions: &TokenStream) -> TokenStream {
-    // mod __k {
+pub fn module(kiln: &TokenStream, name: &Ident, functions: &TokenStream) -> TokenStream {
+    // mod __kiln_swiglu {
     //     use ::kiln::__private::{cubecl, gpu};
     //     use cubecl::prelude::*;
     //     ..
     // }
     quote! {
         #[allow(unused, missing_docs, clippy::all)]
-        mod __k {
+        mod #name {
             use #kiln::__private::{cubecl, gpu};
             use cubecl::prelude::*;
             #functions

@@ -1,5 +1,6 @@
 //! The user's function with axes and attributes erased; its body is the user's, behind a prologue that tells tensors their axes.
 
+use super::under_rust_analyzer;
 use crate::annotations::NAMES;
 use crate::signature::{ARGUMENT_ATTRS, ArgDecl, ERASED, Kind, Signature};
 use proc_macro2::{Ident, TokenStream};
@@ -43,11 +44,6 @@ pub fn expand_function(signature: &Signature, body_is_wrong: bool) -> TokenStrea
     }
     item.attrs.push(parse_quote!(#[allow(clippy::too_many_arguments, clippy::let_and_return)]));
     item.into_token_stream()
-}
-
-/// Completion needs the body that the user is writing, wrong as it is.
-fn under_rust_analyzer() -> bool {
-    std::env::current_exe().is_ok_and(|p| p.to_string_lossy().contains("rust-analyzer"))
 }
 
 fn is_argument_attr(attr: &Attribute) -> bool {

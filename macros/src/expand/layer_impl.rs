@@ -17,7 +17,12 @@ use quote::quote;
 ///     const DEF: &'static LayerDef = &LayerDef { ir: "layer swiglu ..", .. };
 /// }
 /// ```
-pub fn expand_impl(signature: &Signature, body: &Body, layer: Option<&ir::Layer>) -> TokenStream {
+pub fn expand_impl(
+    signature: &Signature,
+    body: &Body,
+    layer: Option<&ir::Layer>,
+    kernels: &TokenStream,
+) -> TokenStream {
     let (krate, name) = (&signature.krate, &signature.type_name);
     let (function, type_name) = (signature.name(), signature.type_name.to_string());
     let generics = struct_generics(signature);
@@ -44,7 +49,7 @@ pub fn expand_impl(signature: &Signature, body: &Body, layer: Option<&ir::Layer>
                     ir: #ir,
                     sig: &Self::SIG,
                     subs: &[#(<#children as #krate::__private::Layer>::DEF),*],
-                    kernels: &[],
+                    kernels: #kernels,
                     record: #record,
                 }
             };

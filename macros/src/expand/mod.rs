@@ -6,22 +6,28 @@ mod kernels;
 mod layer_impl;
 mod structure;
 
-use crate::body::{Body, text};
-use crate::diagnostics::{Diagnosed, compile_errors};
-use crate::signature::Signature;
-use kiln_compiler::ir;
+use crate::body::text;
+use crate::diagnostics::compile_errors;
+use crate::layer::Compiled;
+use kernels::Kernels;
 use proc_macro2::TokenStream;
 use quote::quote;
 
 /// Everything that `#[layer]` emits. Without an IR the layer is poisoned: it exists, its `SIG` fits every caller.
-pub fn expand(signature: &Signature, body: &Body, layer: Option<&ir::Layer>, diagnosed: &Diagnosed) -> TokenStream {
+pub fn expand(c: &Compiled) -> TokenStream {
+    let Compiled { signature, body, layer, regions, diagnosed } = c;
     let errors = compile_errors(&diagnosed.list);
     let function = function::expand_function(signature, diagnosed.rustc_repeats);
     let structure = structure::expand_struct(signature);
-    let implementation = layer_impl::expand_impl(signature, body, layer);
+    let Kernels { module, table } = kernels::expand_kernels(signature, regions);
+    let implementation = layer_impl::expand_impl(signature, body, layer.as_ref(), &table);
     let checks = cross_checks::expand_checks(signature, body);
-    let kernels = kernels::expand_kernels(signature, layer);
-    quote! { #function #structure #implementation #checks #kernels #errors }
+    quote! { #function #structure #implementation #checks #module #errors }
+}
+
+/// Completion needs the body that the user is writing, wrong as it is, and no kernels.
+fn under_rust_analyzer() -> bool {
+    std::env::current_exe().is_ok_and(|p| p.to_string_lossy().contains("rust-analyzer"))
 }
 
 /// The axes of a list of identifiers, for documentation: `B, S, D`.

@@ -31,7 +31,7 @@ fn largest_layer_expands_quickly() {
     let start = Instant::now();
     for source in layers() {
         let c = compiled(source);
-        let tokens = crate::expand::expand(&c.signature, &c.body, c.layer.as_ref(), &c.diagnosed);
+        let tokens = crate::expand::expand(&c);
         assert!(!tokens.is_empty());
     }
     assert!(start.elapsed().as_millis() < LIMIT_MS, "{:?} for all models", start.elapsed());
