@@ -51,7 +51,7 @@ fn arg_kind(kind: &Kind) -> Option<ArgKind> {
             shard: s.shard.as_ref().map(|s| s.value.clone()),
         }),
         Kind::Config { ty, default } => ArgKind::Config { ty: *ty, default: *default },
-        Kind::Wrong => return None,
+        Kind::Wrong(_) => return None,
     })
 }
 

@@ -70,7 +70,7 @@ pub fn compile(args: TokenStream, item: ItemFn) -> Compiled {
         false => body::lower(&signature, &errors),
     };
     checks::run(&mut signature, &body, &errors);
-    let sound = errors.is_empty() && body.foreign.is_empty();
+    let sound = errors.is_empty() && body.foreign.is_empty() && !body.rustc_refuses;
     let layer = sound.then(|| verified(ir_layer(&signature, &body)));
     let regions = match layer.as_ref().filter(|l| !l.annotations.trace).map(variants::regions) {
         Some(Ok(regions)) => regions,
@@ -85,7 +85,7 @@ pub fn compile(args: TokenStream, item: ItemFn) -> Compiled {
 }
 
 /// The token at a position of the IR; the layer's name if it is none of the body's.
-fn token_at(signature: &Signature, at: ir::Span) -> TokenStream {
+pub fn token_at(signature: &Signature, at: ir::Span) -> TokenStream {
     fn find(tokens: TokenStream, at: ir::Span) -> Option<TokenStream> {
         tokens.into_iter().find_map(|t| match t {
             TokenTree::Group(g) => find(g.stream(), at),

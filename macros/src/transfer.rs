@@ -2,6 +2,7 @@
 
 use crate::annotations::is_attr;
 use crate::diagnostics::single;
+use crate::expand::erased_function;
 use proc_macro2::{Ident, Span, TokenStream};
 use quote::{ToTokens, quote};
 use syn::{Attribute, ItemFn, parse_quote};
@@ -16,9 +17,8 @@ pub fn transfer(name: &str, args: TokenStream, item: TokenStream) -> TokenStream
     let Some(at) = function.attrs.iter().position(|a| is_attr(a, "layer")) else {
         let error =
             single(Span::call_site(), "K0401", format!("`#[{name}]` stands on a function without `#[layer]`"), HELP);
-        // The argument attributes mean nothing without the layer: rustc would repeat that for each of them.
-        strip(&mut function);
-        let function = function.to_token_stream();
+        // Axes and argument attributes mean nothing without the layer: rustc would repeat that for each of them.
+        let function = erased_function(function).to_token_stream();
         return quote!(#function #error);
     };
     let attr: Attribute = if args.is_empty() { parse_quote!(#[#word]) } else { parse_quote!(#[#word(#args)]) };
@@ -27,11 +27,3 @@ pub fn transfer(name: &str, args: TokenStream, item: TokenStream) -> TokenStream
 }
 
 const HELP: &str = "write `#[layer]` above it";
-
-fn strip(function: &mut ItemFn) {
-    for arg in &mut function.sig.inputs {
-        if let syn::FnArg::Typed(arg) = arg {
-            arg.attrs.clear();
-        }
-    }
-}

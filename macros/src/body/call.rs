@@ -15,7 +15,7 @@ impl Lowering<'_> {
             Val::Copies(_) => {
                 let message = format!("`{}` stands for several layers; call each of them", text(&m.receiver));
                 let help = format!("`for block in {} {{ x = block.forward(x); }}`", text(&m.receiver));
-                self.errors.push(&m.receiver, "K0318", message, help);
+                self.errors.push_instead_of_rustc(&m.receiver, "K0318", message, help);
                 self.arguments_of(m);
                 Val::Wrong
             }
@@ -41,7 +41,7 @@ impl Lowering<'_> {
         if m.method != "forward" {
             let message = format!("`{}` is a child layer; `{}` is none of its methods", text(&m.receiver), m.method);
             let help = format!("call `{0}.forward(..)`, or read a parameter as `{0}.name`", text(&m.receiver));
-            self.errors.push(&m.method, "K0317", message, help);
+            self.errors.push_instead_of_rustc(&m.method, "K0317", message, help);
             self.arguments_of(m);
             return Val::Wrong;
         }
@@ -65,7 +65,7 @@ impl Lowering<'_> {
                 other => {
                     let message = format!("`{}` is {}; a child takes tensors, ids and `Rope`", text(a), other.kind());
                     let help = "a `#[config]` value is set when the model is built, not passed to `forward`";
-                    self.errors.push(a, "K0329", message, help);
+                    self.errors.push_instead_of_rustc(a, "K0329", message, help);
                     ok = false;
                     continue;
                 }

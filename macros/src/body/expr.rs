@@ -161,7 +161,7 @@ impl Lowering<'_> {
             Val::Wrong => Val::Wrong,
             other => {
                 let message = format!("`Rope::new` takes the base of the angles, a number; this is {}", other.kind());
-                self.errors.push(base, "K0321", message, "such as `Rope::new(10_000.0)`");
+                self.errors.push_instead_of_rustc(base, "K0321", message, "such as `Rope::new(10_000.0)`");
                 Val::Wrong
             }
         }
@@ -184,7 +184,12 @@ impl Lowering<'_> {
             Val::Wrong => return Val::Wrong,
             Val::Copies(_) => {
                 let message = format!("`{}` stands for several layers; none of their parameters is meant", text(root));
-                self.errors.push(root, "K0318", message, "go through them with `for block in blocks { .. }`");
+                self.errors.push_instead_of_rustc(
+                    root,
+                    "K0318",
+                    message,
+                    "go through them with `for block in blocks { .. }`",
+                );
                 return Val::Wrong;
             }
             _ => return self.outside(whole),
@@ -208,7 +213,7 @@ impl Lowering<'_> {
             Val::Rope { .. } => "it is the argument of `.rope(..)` and of a child's `forward`",
             _ => "pass a tensor",
         };
-        self.errors.push(tokens, "K0323", message, help);
+        self.errors.push_instead_of_rustc(tokens, "K0323", message, help);
         Val::Wrong
     }
 }

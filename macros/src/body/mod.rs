@@ -38,6 +38,8 @@ pub struct Body {
     pub axes: Vec<Ident>,
     /// Names bound by `let` at the top of the body.
     pub bindings: Vec<String>,
+    /// Rustc refuses the body for a reason that it says better.
+    pub rustc_refuses: bool,
 }
 
 /// A function under construction.
@@ -65,6 +67,7 @@ pub struct Lowering<'a> {
     foreign: Vec<Ident>,
     axes: Vec<Ident>,
     bindings: Vec<String>,
+    rustc_refuses: bool,
 }
 
 /// Lowers the body of `signature`.
@@ -82,6 +85,7 @@ pub fn lower(signature: &Signature, errors: &Errors) -> Body {
         foreign: Vec::new(),
         axes: Vec::new(),
         bindings: Vec::new(),
+        rustc_refuses: false,
     };
     l.arguments();
     l.function(&signature.item.block);
@@ -89,8 +93,8 @@ pub fn lower(signature: &Signature, errors: &Errors) -> Body {
     let func = std::mem::take(&mut l.frames[0].builder.func);
     let mut tied: Vec<_> = l.tied.into_iter().map(|(path, (sub, r))| (sub, path, r.id)).collect();
     tied.sort_by_key(|(_, _, id)| *id);
-    let Lowering { assumptions, foreign, axes, bindings, .. } = l;
-    Body { func, tied, assumptions, foreign, axes, bindings }
+    let Lowering { assumptions, foreign, axes, bindings, rustc_refuses, .. } = l;
+    Body { func, tied, assumptions, foreign, axes, bindings, rustc_refuses }
 }
 
 /// The inputs of a layer whose body is recorded at start-up instead.
@@ -100,7 +104,7 @@ pub fn header(signature: &Signature) -> Func {
         match &arg.kind {
             Kind::Input(t) | Kind::Param { ty: t, .. } => func.add_input(t.to_ir(), &arg.name.to_string()),
             Kind::Rope { .. } => func.add_input(Type::f32(vec![]), &arg.name.to_string()),
-            Kind::Sub(_) | Kind::Config { .. } | Kind::Wrong => continue,
+            Kind::Sub(_) | Kind::Config { .. } | Kind::Wrong(_) => continue,
         };
     }
     func
@@ -126,7 +130,7 @@ impl Lowering<'_> {
                     kiln_compiler::ir::ConfigType::Bool => Val::Flag(name.clone(), false),
                     _ => Val::Number(Number::Config(name.clone())),
                 },
-                Kind::Wrong => Val::Wrong,
+                Kind::Wrong(_) => Val::Wrong,
             };
             self.bind(&name, val);
         }
@@ -362,6 +366,11 @@ impl Lowering<'_> {
         };
         let found = match (&val, expected) {
             (Val::Wrong, _) => return None,
+            (Val::Unit, _) => {
+                // A missing value or a spare semicolon.
+                self.rustc_refuses = true;
+                return None;
+            }
             (Val::Tensor(r), Expected::Tensor(t)) => match self.fit_tensor(*r, t) {
                 true => return Some(vec![*r]),
                 false => self.ty(*r).to_string(),
@@ -374,7 +383,6 @@ impl Lowering<'_> {
                 }
                 return Some(refs);
             }
-            // A missing or spare semicolon and values of another Rust type are rustc's errors.
             (other, _) => other.kind().to_owned(),
         };
         let wanted = match expected {
@@ -383,7 +391,11 @@ impl Lowering<'_> {
             Expected::Loss => "a loss".to_owned(),
         };
         let help = "permute, rename or reduce the value, or change the type";
-        self.errors.push(tokens, code, format!("{says} {wanted}, but this is {found}"), help);
+        let message = format!("{says} {wanted}, but this is {found}");
+        match (&val, expected) {
+            (Val::Tensor(_), Expected::Tensor(_)) => self.errors.push(tokens, code, message, help),
+            _ => self.errors.push_instead_of_rustc(tokens, code, message, help),
+        }
         None
     }
 

@@ -7,7 +7,7 @@ use crate::diagnostics::closest;
 use crate::signature::axis_of;
 use kiln_compiler::ir::{Attr, Axis};
 use kiln_compiler::methods::{self, Arg, Gives, Kind, Mask, Method};
-use proc_macro2::{Ident, TokenStream};
+use proc_macro2::{Ident, TokenStream, TokenTree};
 use quote::ToTokens;
 use syn::spanned::Spanned;
 use syn::{Expr, ExprLit, ExprMethodCall, Lit};
@@ -220,15 +220,16 @@ impl Lowering<'_> {
             error.message = error.message.replace(&format!("{{{i}}}"), &name);
             error.help = error.help.map(|h| h.replace(&format!("{{{i}}}"), &name));
         }
+        let is_method = matches!(tokens.clone().into_iter().collect::<Vec<_>>().as_slice(), [TokenTree::Ident(_)]);
         let at = match error.operand {
-            // The receiver is what a method stands on; the method is the smaller thing to change.
-            Some(0) | None if operands.len() > 1 || error.operand.is_none() => tokens,
+            // A receiver may be a long chain: the method's name is the smaller thing to change.
+            Some(0) if is_method => tokens,
             Some(i) => operands.get(i).map_or(tokens, |o| &o.tokens),
             None => tokens,
         };
         // Wrong numbers and kinds of arguments are what rustc refuses as well.
         match error.code {
-            "K0116" | "K0120" => self.errors.type_error_instead_of_rustc(at, &error),
+            "K0105" | "K0116" | "K0120" => self.errors.type_error_instead_of_rustc(at, &error),
             _ => self.errors.type_error(at, &error),
         }
     }

@@ -17,7 +17,7 @@ const CHECKS: &[Check] = &[
     save::check_weight_only_types_have_frozen_params,
     shard::check_shard_axis_exists,
     shard::check_mesh_axis_stands_on_layers,
-    shard::infer_private_axis,
+    shard::check_split_axis,
 ];
 
 /// Runs every check.

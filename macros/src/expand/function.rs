@@ -17,7 +17,7 @@ use syn::{Attribute, FnArg, GenericArgument, Local, Pat, PathArguments, PathSegm
 ///     ..the user's statements..
 /// }
 /// ```
-pub fn expand_function(signature: &Signature, body_is_wrong: bool) -> TokenStream {
+pub fn expand_function(signature: &Signature, poisoned: bool, rustc_repeats: bool) -> TokenStream {
     let mut item = signature.item.clone();
     let (krate, layer) = (&signature.krate, signature.name());
     let mut prologue: Vec<Stmt> = vec![parse_quote!(let __frame = #krate::__private::Frame::enter(#layer);)];
@@ -32,18 +32,45 @@ pub fn expand_function(signature: &Signature, body_is_wrong: bool) -> TokenStrea
         }
     }
     Erase.visit_item_fn_mut(&mut item);
-    if body_is_wrong && !under_rust_analyzer() {
-        let names = signature.args.iter().map(|a| &a.name);
-        item.block = parse_quote!({
-            let _ = (#(#names,)*);
-            ::core::unreachable!("this layer does not compile")
-        });
+    if poisoned {
+        item.attrs.push(parse_quote!(#[allow(dead_code, unused_variables, unused_mut)]));
+    }
+    if rustc_repeats && !under_rust_analyzer() {
+        make_plain(&mut item);
     } else {
         prologue.append(&mut item.block.stmts);
         item.block.stmts = prologue;
     }
     item.attrs.push(parse_quote!(#[allow(clippy::too_many_arguments, clippy::let_and_return)]));
     item.into_token_stream()
+}
+
+/// Without what is reported already: patterns, receivers, the body.
+fn make_plain(item: &mut syn::ItemFn) {
+    item.sig.inputs = std::mem::take(&mut item.sig.inputs)
+        .into_iter()
+        .filter_map(|arg| match arg {
+            FnArg::Typed(mut arg) => {
+                if !matches!(*arg.pat, Pat::Ident(_)) {
+                    *arg.pat = parse_quote!(_);
+                }
+                Some(FnArg::Typed(arg))
+            }
+            FnArg::Receiver(_) => None,
+        })
+        .collect();
+    item.block = parse_quote!({ ::core::unreachable!("this layer does not compile") });
+}
+
+/// A function with erased types and without the attributes of arguments.
+pub fn erased_function(mut item: syn::ItemFn) -> syn::ItemFn {
+    for arg in &mut item.sig.inputs {
+        if let FnArg::Typed(arg) = arg {
+            arg.attrs.retain(|a| !is_argument_attr(a));
+        }
+    }
+    Erase.visit_item_fn_mut(&mut item);
+    item
 }
 
 fn is_argument_attr(attr: &Attribute) -> bool {
@@ -67,7 +94,7 @@ fn entered(signature: &Signature, arg: &ArgDecl) -> Option<TokenStream> {
             Some(quote!(argument(#ident, #name, &[#(#axes),*])))
         }
         // Positions have no size of their own.
-        Kind::Rope { .. } | Kind::Sub(_) | Kind::Config { .. } | Kind::Wrong => None,
+        Kind::Rope { .. } | Kind::Sub(_) | Kind::Config { .. } | Kind::Wrong(_) => None,
     }
 }
 

@@ -74,7 +74,7 @@ fn record(signature: &Signature, sound: bool) -> TokenStream {
             Kind::Sub(s) if s.repeat.is_some() => quote!(repeat),
             Kind::Sub(_) => quote!(sub),
             Kind::Config { .. } => quote!(config),
-            Kind::Wrong => return None,
+            Kind::Wrong(_) => return None,
         };
         Some(quote!(recorder.#make(#name)))
     });
@@ -99,7 +99,7 @@ fn expand_sig(signature: &Signature, poisoned: bool) -> TokenStream {
                 let (seq, head) = (axis_name(signature, seq), axis_name(signature, head));
                 quote!(#krate::__private::KindSig::Rope(#seq, #head))
             }
-            Kind::Param { .. } | Kind::Sub(_) | Kind::Config { .. } | Kind::Wrong => return None,
+            Kind::Param { .. } | Kind::Sub(_) | Kind::Config { .. } | Kind::Wrong(_) => return None,
         };
         Some(arg(a.name.to_string(), kind))
     });

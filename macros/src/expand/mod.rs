@@ -10,6 +10,8 @@ use crate::body::text;
 use crate::diagnostics::compile_errors;
 use crate::layer::Compiled;
 use kernels::Kernels;
+
+pub use function::erased_function;
 use proc_macro2::TokenStream;
 use quote::quote;
 
@@ -17,8 +19,8 @@ use quote::quote;
 pub fn expand(c: &Compiled) -> TokenStream {
     let Compiled { signature, body, layer, regions, diagnosed } = c;
     let errors = compile_errors(&diagnosed.list);
-    let function = function::expand_function(signature, diagnosed.rustc_repeats);
-    let structure = structure::expand_struct(signature);
+    let function = function::expand_function(signature, layer.is_none(), diagnosed.rustc_repeats);
+    let structure = structure::expand_struct(signature, layer.is_none());
     let Kernels { module, table } = kernels::expand_kernels(signature, regions);
     let implementation = layer_impl::expand_impl(signature, body, layer.as_ref(), &table);
     let checks = cross_checks::expand_checks(signature, body);

@@ -3,7 +3,7 @@
 use super::axes_text;
 use super::function::erased;
 use crate::body::text;
-use crate::signature::{ArgDecl, Kind, OutputDecl, Signature};
+use crate::signature::{ArgDecl, Kind, Signature, WrongKind};
 use proc_macro2::{Ident, TokenStream};
 use quote::{format_ident, quote};
 use syn::{Generics, ReturnType};
@@ -24,14 +24,14 @@ pub fn struct_generics(signature: &Signature) -> Generics {
 ///     }
 /// }
 /// ```
-pub fn expand_struct(signature: &Signature) -> TokenStream {
+pub fn expand_struct(signature: &Signature, poisoned: bool) -> TokenStream {
     let (vis, name, function) = (&signature.item.vis, &signature.type_name, &signature.item.sig.ident);
     let generics = struct_generics(signature);
     let (impl_generics, ty_generics, _) = generics.split_for_impl();
-    let fields: Vec<TokenStream> = signature.args.iter().filter_map(field).collect();
+    let fields: Vec<TokenStream> = signature.args.iter().filter_map(|a| field(signature, a)).collect();
     let axes = phantom(signature);
     let doc = format!("Parameters and children of layer [`{function}`].");
-    let forward = expand_forward(signature);
+    let forward = expand_forward(signature, poisoned);
     let parts = expand_parts(signature);
     quote! {
         #[doc = #doc]
@@ -47,12 +47,12 @@ pub fn expand_struct(signature: &Signature) -> TokenStream {
     }
 }
 
-fn expand_forward(signature: &Signature) -> TokenStream {
+fn expand_forward(signature: &Signature, poisoned: bool) -> TokenStream {
     let (krate, function) = (&signature.krate, &signature.item.sig.ident);
     let (inputs, types): (Vec<&Ident>, Vec<syn::Type>) = signature
         .args
         .iter()
-        .filter(|a| matches!(a.kind, Kind::Input(_) | Kind::Rope { .. }))
+        .filter(|a| matches!(a.kind, Kind::Input(_) | Kind::Rope { .. } | Kind::Wrong(WrongKind::Input)))
         .map(|a| (&a.name, erased(&a.ty)))
         .unzip();
     let args = signature.args.iter().map(|a| {
@@ -61,7 +61,8 @@ fn expand_forward(signature: &Signature) -> TokenStream {
             Kind::Input(_) | Kind::Rope { .. } => quote!(#name),
             Kind::Param { .. } | Kind::Config { .. } => quote!(self.#name),
             Kind::Sub(_) => quote!(self.#name.clone()),
-            Kind::Wrong => quote!(::core::unreachable!("this layer does not compile")),
+            // A poisoned layer does not run.
+            Kind::Wrong(_) => TokenStream::new(),
         }
     });
     let output = match &signature.item.sig.output {
@@ -77,14 +78,14 @@ fn expand_forward(signature: &Signature) -> TokenStream {
     });
     let doc = format!("Applies [`{function}`] with these parameters; while a caller is recorded, records a call.");
     let run = quote!(#function #turbofish(#(#args),*));
-    let body = match signature.output {
-        OutputDecl::Wrong => run,
-        _ => quote!(#krate::__private::call(self, (#(#inputs,)*), |(#(#inputs,)*)| #run)),
+    let body = match poisoned {
+        true => quote!(::core::unreachable!("this layer does not compile")),
+        false => quote!(#krate::__private::call(self, (#(#inputs,)*), |(#(#inputs,)*)| #run)),
     };
     quote! {
         #[doc = #doc]
         #[track_caller]
-        #[allow(unreachable_code, clippy::too_many_arguments)]
+        #[allow(unused_variables, clippy::too_many_arguments)]
         pub fn forward(&self, #(#inputs: #types),*) #output {
             #body
         }
@@ -102,7 +103,8 @@ fn expand_parts(signature: &Signature) -> TokenStream {
             Kind::Sub(s) if s.repeat.is_some() => quote!(repeat),
             Kind::Sub(_) => quote!(sub),
             Kind::Config { .. } => quote!(config),
-            Kind::Input(_) | Kind::Rope { .. } | Kind::Wrong => return None,
+            Kind::Wrong(WrongKind::Param) => return Some(quote!(#name: from.param(#text))),
+            Kind::Input(_) | Kind::Rope { .. } | Kind::Wrong(_) => return None,
         };
         Some(quote!(#name: from.#make(#text)))
     });
@@ -112,7 +114,7 @@ fn expand_parts(signature: &Signature) -> TokenStream {
             Kind::Param { .. } => Some(quote!(::core::option::Option::Some(self.#name))),
             Kind::Sub(s) if s.repeat.is_some() => Some(quote!(self.#name.marker())),
             Kind::Sub(_) => Some(quote!(#krate::__private::Parts::marker(&self.#name))),
-            Kind::Input(_) | Kind::Rope { .. } | Kind::Config { .. } | Kind::Wrong => None,
+            Kind::Input(_) | Kind::Rope { .. } | Kind::Config { .. } | Kind::Wrong(_) => None,
         }
     });
     let phantom = (!signature.generics.is_empty()).then(|| {
@@ -148,7 +150,7 @@ fn phantom(signature: &Signature) -> Option<TokenStream> {
     })
 }
 
-fn field(arg: &ArgDecl) -> Option<TokenStream> {
+fn field(signature: &Signature, arg: &ArgDecl) -> Option<TokenStream> {
     let doc = match &arg.kind {
         Kind::Param { ty, frozen: false, .. } => format!("Parameter over `[{}]`.", axes_text(&ty.axes)),
         Kind::Param { ty, frozen: true, .. } => format!("Frozen parameter over `[{}]`.", axes_text(&ty.axes)),
@@ -158,7 +160,11 @@ fn field(arg: &ArgDecl) -> Option<TokenStream> {
         },
         Kind::Config { .. } => "Host value, fixed when the model is built.".to_owned(),
         Kind::Input(_) | Kind::Rope { .. } => return None,
-        Kind::Wrong => return None,
+        Kind::Wrong(WrongKind::Param) => {
+            let (krate, name) = (&signature.krate, &arg.name);
+            return Some(quote!(#[doc = "Wrong parameter."] pub #name: #krate::__private::Tensor));
+        }
+        Kind::Wrong(_) => return None,
     };
     let (name, ty, docs) = (&arg.name, erased(&arg.ty), &arg.docs);
     Some(quote! {

@@ -52,8 +52,19 @@ pub enum Kind {
         /// Its value when none is set.
         default: Option<ConfigValue>,
     },
-    /// Wrong, and reported.
-    Wrong,
+    /// Wrong, and reported; callers still find it where they expect it.
+    Wrong(WrongKind),
+}
+
+/// What a wrong argument would have been.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum WrongKind {
+    /// An input of `forward`.
+    Input,
+    /// A parameter.
+    Param,
+    /// Something else.
+    Other,
 }
 
 /// A child layer.
@@ -73,16 +84,31 @@ pub struct SubDecl {
 /// Parses one argument; `None` for a receiver or a pattern, which are reported.
 pub fn parse_arg(arg: &FnArg, errors: &Errors) -> Option<ArgDecl> {
     let FnArg::Typed(PatType { attrs, pat, ty, .. }) = arg else {
-        errors.push(arg, "K0201", "a layer is a free function; it has no `self`", "name its inputs as arguments");
+        errors.push_instead_of_rustc(
+            arg,
+            "K0201",
+            "a layer is a free function; it has no `self`",
+            "name its inputs as arguments",
+        );
         return None;
     };
     let Pat::Ident(name) = &**pat else {
-        errors.push(pat, "K0202", "an argument of a layer is a single name", "take the pattern apart in the body");
+        errors.push_instead_of_rustc(
+            pat,
+            "K0202",
+            "an argument of a layer is a single name",
+            "take the pattern apart in the body",
+        );
         return None;
     };
     let attrs = KindAttrs::parse(attrs, errors);
     let docs = attrs.docs.clone();
-    let kind = kind(&name.ident, ty, attrs, errors).unwrap_or(Kind::Wrong);
+    let wrong = match (&attrs.param, &attrs.frozen, &attrs.sub, &attrs.config, &attrs.state) {
+        (None, None, None, None, None) => WrongKind::Input,
+        (Some(_), ..) | (_, Some(_), ..) => WrongKind::Param,
+        _ => WrongKind::Other,
+    };
+    let kind = kind(&name.ident, ty, attrs, errors).unwrap_or(Kind::Wrong(wrong));
     Some(ArgDecl { name: name.ident.clone(), kind, ty: (**ty).clone(), docs })
 }
 
@@ -117,13 +143,13 @@ fn kind(name: &Ident, ty: &Type, attrs: KindAttrs, errors: &Errors) -> Option<Ki
         Written::Rope(seq, head) => Some(Kind::Rope { seq, head }),
         Written::Wrong => None,
         Written::Repeat(..) => {
-            errors.push(ty, "K0205", format!("`{name}` is a child layer"), "add `#[sub]` before it");
+            errors.push_instead_of_rustc(ty, "K0205", format!("`{name}` is a child layer"), "add `#[sub]` before it");
             None
         }
         Written::Loss | Written::Tuple(_) | Written::Other => {
             let message = format!("`{}` is not the type of a layer's input", ty.to_token_stream());
             let help = "inputs are `Tensor<..>`, `Ids<..>` and `Rope<..>`; a child layer takes `#[sub]`, a host scalar `#[config]`";
-            errors.push(ty, "K0205", message, help);
+            errors.push_instead_of_rustc(ty, "K0205", message, help);
             None
         }
     }
@@ -173,7 +199,7 @@ fn param(
         _ => {
             let message = format!("a parameter is a `Tensor<..>`, not `{}`", ty.to_token_stream());
             let help = format!("write `Tensor<..>`, or remove `{}`", attr.to_token_stream());
-            errors.push(ty, "K0218", message, help);
+            errors.push_instead_of_rustc(ty, "K0218", message, help);
             None
         }
     }
@@ -211,7 +237,7 @@ fn sub(ty: &Type, shard: Option<ShardAttr>, errors: &Errors) -> Option<Kind> {
 fn wrong_child(ty: &Type, errors: &Errors) -> Option<Kind> {
     let message = format!("`{}` is not a layer", ty.to_token_stream());
     let help = "`#[sub]` takes a layer's type, such as `Attention` or `Repeat<Block, L>`";
-    errors.push(ty, "K0211", message, help);
+    errors.push_instead_of_rustc(ty, "K0211", message, help);
     None
 }
 
@@ -223,7 +249,7 @@ fn config(ty: &Type, default: Option<&Expr>, errors: &Errors) -> Option<Kind> {
         "i32" | "i64" | "u32" | "u64" | "usize" | "isize" => ConfigType::Int,
         _ => {
             let message = format!("`#[config]` is a host scalar, not `{name}`");
-            errors.push(ty, "K0213", message, "use `bool`, an integer type, `f32` or `f64`");
+            errors.push_instead_of_rustc(ty, "K0213", message, "use `bool`, an integer type, `f32` or `f64`");
             return None;
         }
     };
@@ -233,7 +259,7 @@ fn config(ty: &Type, default: Option<&Expr>, errors: &Errors) -> Option<Kind> {
             Some(v) => Some(v),
             None => {
                 let message = format!("`{}` is not a literal of type `{name}`", e.to_token_stream());
-                errors.push(e, "K0213", message, "write `#[config]` or `#[config(default = 0.1)]`");
+                errors.push_instead_of_rustc(e, "K0213", message, "write `#[config]` or `#[config(default = 0.1)]`");
                 return None;
             }
         },

@@ -4,7 +4,7 @@ mod args;
 mod options;
 mod types;
 
-pub use args::{ArgDecl, Kind, SubDecl};
+pub use args::{ArgDecl, Kind, SubDecl, WrongKind};
 pub use options::{ARGUMENT_ATTRS, LayerOptions, literal_number};
 pub use types::{ERASED, TensorType, Written, axis_of, parse_type};
 
@@ -68,6 +68,7 @@ impl Signature {
 pub fn parse_signature(options: LayerOptions, mut item: ItemFn, errors: &Errors) -> Signature {
     let annotations = parse_annotations(&mut item.attrs, errors);
     check_plain_function(&item, errors);
+    make_plain(&mut item.sig);
     let generics = parse_generics(&item, errors);
     let args: Vec<ArgDecl> = item.sig.inputs.iter().filter_map(|a| args::parse_arg(a, errors)).collect();
     let output = parse_output(&item, errors);
@@ -107,14 +108,34 @@ fn check_plain_function(item: &ItemFn, errors: &Errors) {
         (sig.abi.as_ref().map(|t| t.to_token_stream()), "extern"),
     ];
     for (tokens, word) in refused.into_iter().filter_map(|(t, w)| Some((t?, w))) {
-        errors.push(tokens, "K0201", format!("a layer is a plain function, not `{word}`"), format!("remove `{word}`"));
+        errors.push_instead_of_rustc(
+            tokens,
+            "K0201",
+            format!("a layer is a plain function, not `{word}`"),
+            format!("remove `{word}`"),
+        );
     }
     if let Some(v) = &sig.variadic {
-        errors.push(v, "K0201", "a layer takes a fixed number of arguments", "name every input as an argument");
+        errors.push_instead_of_rustc(
+            v,
+            "K0201",
+            "a layer takes a fixed number of arguments",
+            "name every input as an argument",
+        );
     }
     if let Some(w) = &sig.generics.where_clause {
-        errors.push(w, "K0215", "a layer's generic parameters are axes only", "write `<In: Axis>` without `where`");
+        errors.push_instead_of_rustc(
+            w,
+            "K0215",
+            "a layer's generic parameters are axes only",
+            "write `<In: Axis>` without `where`",
+        );
     }
+}
+
+/// What was refused is left out of the emitted function, so that rustc does not refuse it again.
+fn make_plain(sig: &mut syn::Signature) {
+    (sig.asyncness, sig.constness, sig.unsafety, sig.abi, sig.variadic) = (None, None, None, None, None);
 }
 
 fn parse_generics(item: &ItemFn, errors: &Errors) -> Vec<Ident> {
@@ -124,7 +145,12 @@ fn parse_generics(item: &ItemFn, errors: &Errors) -> Vec<Ident> {
             GenericParam::Type(t) if t.bounds.iter().any(is_axis_bound) => out.push(t.ident.clone()),
             other => {
                 let message = format!("`{}` is not an axis parameter", other.to_token_stream());
-                errors.push(other, "K0215", message, "a layer is generic over axes only: `<In: Axis, Out: Axis>`");
+                errors.push_instead_of_rustc(
+                    other,
+                    "K0215",
+                    message,
+                    "a layer is generic over axes only: `<In: Axis, Out: Axis>`",
+                );
             }
         }
     }
@@ -138,7 +164,7 @@ fn is_axis_bound(bound: &TypeParamBound) -> bool {
 fn parse_output(item: &ItemFn, errors: &Errors) -> OutputDecl {
     let help = "a layer returns `Tensor<..>`, a tuple of tensors, or `Loss`";
     let ReturnType::Type(_, ty) = &item.sig.output else {
-        errors.push(&item.sig.ident, "K0206", format!("`{}` returns nothing", item.sig.ident), help);
+        errors.push_instead_of_rustc(&item.sig.ident, "K0206", format!("`{}` returns nothing", item.sig.ident), help);
         return OutputDecl::Wrong;
     };
     match parse_type(ty, errors) {
@@ -163,7 +189,7 @@ fn parse_output_tuple(types: &[Type], help: &str, errors: &Errors) -> OutputDecl
 }
 
 fn wrong_output(ty: &Type, help: &str, errors: &Errors) -> OutputDecl {
-    errors.push(ty, "K0206", format!("a layer cannot return `{}`", ty.to_token_stream()), help);
+    errors.push_instead_of_rustc(ty, "K0206", format!("a layer cannot return `{}`", ty.to_token_stream()), help);
     OutputDecl::Wrong
 }
 
@@ -182,7 +208,7 @@ fn collect_axes(s: &Signature) -> BTreeMap<String, Ident> {
                 add(&sub.generics);
                 add(sub.repeat.as_slice());
             }
-            Kind::Config { .. } | Kind::Wrong => {}
+            Kind::Config { .. } | Kind::Wrong(_) => {}
         }
     }
     match &s.output {

@@ -96,7 +96,12 @@ pub fn parse_type(ty: &Type, errors: &Errors) -> Written {
             },
             _ => {
                 let help = "such as `Repeat<Block, L>`, where `L` counts the copies";
-                errors.push(ty, "K0211", "`Repeat` takes the child layer and the axis of its copies", help);
+                errors.push_instead_of_rustc(
+                    ty,
+                    "K0211",
+                    "`Repeat` takes the child layer and the axis of its copies",
+                    help,
+                );
                 Written::Wrong
             }
         },
