@@ -96,13 +96,13 @@ pub fn run(func: &Func, activity: &[Activity], differentiated: &[bool]) -> Resul
         let v = b.func.inputs[i];
         let wanted = activity[i] != Activity::Inactive && active[v.index()];
         let d = total(&mut b, &mut pending, &mut sums, v, activity[i] != Activity::Parameter);
+        let dtype = if activity[i] == Activity::Parameter { DType::F32 } else { b.ty(v).dtype };
         let d = match d {
             _ if !wanted => None,
             // An input that the outputs do not depend on: its gradient is zero, and says so in the IR.
-            None => Some(zero(&mut b, v)),
+            None => Some(b.constant_like(0.0, v)),
             Some(d) => Some(d),
         };
-        let dtype = if activity[i] == Activity::Parameter { DType::F32 } else { b.ty(v).dtype };
         let d = d.map(|d| b.cast(d, dtype));
         input_cotangents.push(d.is_some());
         b.func.outputs.extend(d);
