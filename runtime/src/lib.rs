@@ -5,6 +5,7 @@ extern crate self as kiln;
 
 pub mod data;
 pub mod device;
+pub mod init;
 pub mod interrupt;
 #[cfg(any(feature = "wgpu", feature = "cuda"))]
 mod kernels;

@@ -2,12 +2,12 @@
 
 use super::apply::{In, Rule};
 use super::session::{self, Handle, HostValue};
+use crate::random;
 use kiln_compiler::interp::{self, Array};
 use kiln_compiler::ir::{Axis, Builder, Node, Sizes, Type, ValueId};
 use kiln_compiler::methods::{self, Arg, Kind, Method};
 use kiln_compiler::ops::{EvalCx, TypeError};
 use std::rc::Rc;
-use xxhash_rust::xxh3::xxh3_64;
 
 /// Applies a method to host values.
 #[track_caller]
@@ -71,8 +71,8 @@ fn run(
     }
     b.func.outputs = outputs;
     let arrays: Vec<Array> = operands.iter().map(|v| (*v.array).clone()).collect();
-    let seed = session::with(|s| s.seed);
-    let uniform = |site: i64, index: u64| uniform(seed, site, index);
+    let (seed, layer) = session::with(|s| (s.seed, s.frames.last().map(|f| f.layer.clone()).unwrap_or_default()));
+    let uniform = |site: i64, index: u64| uniform(seed, &layer, site, index);
     let results = interp::run(&EvalCx { sizes: &sizes, uniform: &uniform }, &b.func, &arrays);
     let types: Vec<Type> = b.func.outputs.iter().map(|&v| b.func.ty(v).clone()).collect();
     results
@@ -89,14 +89,9 @@ fn rounded(mut array: Array, ty: &Type) -> Rc<Array> {
     Rc::new(array)
 }
 
-/// A number in [0, 1) that depends on the seed, the site and the index only; its 24 bits are exact in f32.
-pub(super) fn uniform(seed: u64, site: i64, index: u64) -> f32 {
-    const BITS: u32 = 24;
-    let mut key = [0; 24];
-    key[..8].copy_from_slice(&seed.to_le_bytes());
-    key[8..16].copy_from_slice(&site.to_le_bytes());
-    key[16..].copy_from_slice(&index.to_le_bytes());
-    (xxh3_64(&key) >> (u64::BITS - BITS)) as f32 / (1u32 << BITS) as f32
+/// A number in [0, 1) that depends on the seed, the layer, the site and the index only.
+pub(super) fn uniform(seed: u64, layer: &str, site: i64, index: u64) -> f32 {
+    random::uniform(random::stream_key(seed, layer, site, random::Purpose::Operation), index, 0)
 }
 
 /// The number of the next random operation of the running function.

@@ -1,9 +1,11 @@
 //! What `#[layer]` needs of its struct: building it from a source of parameters, and calling it.
 
+use super::init::Scope;
 use super::record::{self, RepeatPart};
 use super::session::{self, Handle};
 use super::{ConfigScalar, Ids, Loss, Repeat, Rope, Tensor};
 use crate::layer::Layer;
+use std::rc::Rc;
 
 /// The struct beside a layer's function.
 pub trait Parts: Clone {
@@ -17,36 +19,69 @@ pub trait Parts: Clone {
 /// Where the fields of a layer's struct come from.
 #[derive(Clone, Debug)]
 pub struct Source {
-    /// Number of the child of the layer being recorded.
-    sub: usize,
-    /// Path from the layer being recorded, ending in `.`.
+    origin: Origin,
+    /// Path of the layer, ending in `.` unless it is empty.
     path: String,
+}
+
+#[derive(Clone, Debug)]
+enum Origin {
+    /// Child number so-and-so of the layer being recorded.
+    Recorded(usize),
+    /// Initial values on the host.
+    Host(Rc<Scope>),
 }
 
 impl Source {
     /// Fields of child number `sub`, called `name`, of the layer being recorded.
     pub(super) fn recorded(sub: usize, name: &str) -> Source {
-        Source { sub, path: format!("{name}.") }
+        Source { origin: Origin::Recorded(sub), path: format!("{name}.") }
+    }
+
+    /// Initial values of the layer at `path`.
+    pub(super) fn host(scope: Rc<Scope>, path: String) -> Source {
+        Source { origin: Origin::Host(scope), path }
     }
 
     /// The parameter `name`.
     pub fn param(&mut self, name: &str) -> Tensor {
-        Tensor(record::placeholder(self.sub, format!("{}{name}", self.path)))
+        match &self.origin {
+            Origin::Recorded(sub) => Tensor(record::placeholder(*sub, format!("{}{name}", self.path))),
+            Origin::Host(scope) => scope.param(name, &self.path),
+        }
     }
 
     /// The child `name`.
     pub fn sub<T: Parts>(&mut self, name: &str) -> T {
-        T::build(&mut Source { sub: self.sub, path: format!("{}{name}.", self.path) })
+        let path = format!("{}{name}.", self.path);
+        let origin = match &self.origin {
+            Origin::Recorded(sub) => Origin::Recorded(*sub),
+            Origin::Host(scope) => Origin::Host(scope.child(name).0),
+        };
+        T::build(&mut Source { origin, path })
     }
 
     /// The copies of the child `name`.
     pub fn repeat<T: Parts>(&mut self, name: &str) -> Repeat<T> {
-        Repeat::recorded(self.sub(name), RepeatPart { sub: self.sub, nested: true })
+        match &self.origin {
+            Origin::Recorded(sub) => {
+                let part = RepeatPart { sub: *sub, nested: true };
+                Repeat::recorded(self.sub(name), part)
+            }
+            Origin::Host(scope) => {
+                let (scope, copies) = scope.child(name);
+                let copy = |i| T::build(&mut Source::host(scope.clone(), format!("{}{name}.{i}.", self.path)));
+                (0..copies).map(copy).collect()
+            }
+        }
     }
 
     /// The `#[config]` value `name`.
     pub fn config<T: ConfigScalar>(&mut self, name: &str) -> T {
-        record::config(&format!("{}{name}", self.path))
+        match &self.origin {
+            Origin::Recorded(_) => record::config(&format!("{}{name}", self.path)),
+            Origin::Host(scope) => scope.config(name),
+        }
     }
 }
 

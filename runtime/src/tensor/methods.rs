@@ -1,6 +1,7 @@
 //! The methods of `Tensor`, one line each: names and arguments are those of the compiler's method table.
 
 use super::apply::{In, apply};
+use super::session;
 use super::{Ids, IntoAxes, IntoAxis, Loss, Over, Rope, Tensor};
 use kiln_compiler::methods::Mask;
 
@@ -58,6 +59,11 @@ impl From<f32> for Operand {
     fn from(x: f32) -> Self {
         Operand(In::Number(x.into()))
     }
+}
+
+/// Sets the seed of this thread's eager random operations; it is 0 at first.
+pub fn seed(seed: u64) {
+    session::with(|s| s.seed = seed);
 }
 
 /// `x`, through which no cotangent flows.

@@ -11,6 +11,7 @@ mod apply;
 mod axes;
 mod eager;
 mod frame;
+mod init;
 mod layers;
 mod loops;
 mod methods;
@@ -22,8 +23,9 @@ mod values;
 
 pub use axes::{IntoAxes, IntoAxis};
 pub use frame::Frame;
+pub use init::{InitError, init};
 pub use layers::{Args, Parts, Returns, Source, call};
-pub use methods::{Causal, Full, IntoMask, Operand, stop_gradient};
+pub use methods::{Causal, Full, IntoMask, Operand, seed, stop_gradient};
 pub use record::{ConfigScalar, RecordError, Recorder, record};
 pub use repeat::{Repeat, RepeatIter};
 pub use session::Handle;

@@ -120,7 +120,7 @@ fn named(axes: &[&str]) -> Vec<Axis> {
 }
 
 /// Gives the axis parameters of a generic layer the axes of this instance, as its signature has them.
-fn make_concrete(header: &mut Layer, sig: &Sig) {
+pub(super) fn make_concrete(header: &mut Layer, sig: &Sig) {
     let mut given: HashMap<Axis, Axis> = HashMap::new();
     for arg in &header.args {
         let found = sig.inputs.iter().chain(sig.params).find(|s| s.name == arg.name).map(|s| s.kind);

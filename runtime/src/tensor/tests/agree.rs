@@ -96,7 +96,7 @@ fn the_eager_run_is_the_interpreted_ir() {
     let numbers = |dims: &[usize], seed| numbers(dims.iter().product(), seed).into_iter().map(f64::from).collect();
     let array = |dims: &[usize], seed| Array::new(dims, numbers(dims, seed));
     let inputs = [array(&[2, 3, 4], 1), Array::scalar(100.0), array(&[4], 2), array(&[4], 3)];
-    let uniform = |site: i64, index: u64| uniform(0, site, index);
+    let uniform = |site: i64, index: u64| uniform(0, "methods", site, index);
     let expected = interp::run(&EvalCx { sizes: &sizes, uniform: &uniform }, &layer.body, &inputs);
 
     let frame = Frame::enter("outer");

@@ -2,6 +2,7 @@
 
 use super::model::*;
 use crate::prelude::*;
+use crate::tensor::{init, seed};
 
 const SIZES: (usize, usize, usize, usize) = (2, 3, 4, 6);
 const HEADS: (usize, usize, usize) = (2, 2, 4);
@@ -219,13 +220,39 @@ fn views_and_reductions() {
 }
 
 #[test]
-fn dropout_keeps_the_mean_and_depends_on_its_site() {
+fn initial_values_follow_the_header_the_path_and_the_seed() {
+    let sizes = sizes! { D = 4, G = 2, R = 1, K = 2, F = 3, V = 5, L = 2 };
+    let model: Gpt = init(&sizes, 7).expect("all axes have sizes");
+    let blocks: Vec<Block> = model.trunk.blocks.clone().into_iter().collect();
+    assert_eq!((blocks.len(), blocks[0].mlp.gate.dims()), (2, vec![4, 3]));
+    assert_eq!(blocks[1].n1.to_vec(), [1.0; 4]);
+    assert_ne!(blocks[0].mlp.gate.to_vec(), blocks[1].mlp.gate.to_vec());
+    let again: Gpt = init(&sizes, 7).expect("all axes have sizes");
+    assert_eq!(model.trunk.emb.to_vec(), again.trunk.emb.to_vec());
+    let first = crate::random::normal(crate::init::key(7, "trunk.blocks.1.mlp.gate"), 0, 0);
+    assert_eq!(blocks[1].mlp.gate.to_vec()[0], (f64::from(first) * 0.02) as f32);
+    let loss = model.forward(Ids::new(&[1, 2], vec![0, 1]), Ids::new(&[1, 2], vec![1, 2]));
+    // Small weights give even probabilities: the loss is near ln 5.
+    assert!((loss.ratio() - 5f32.ln()).abs() < 0.05);
+}
+
+#[test]
+fn an_axis_without_a_size_is_an_error() {
+    let error = init::<Swiglu>(&sizes! { D = 4 }, 0).expect_err("F has no size");
+    assert_eq!(error.to_string(), "K0701: axis `F` of layer `swiglu` has no size: add `F = ..` to `sizes!`");
+}
+
+#[test]
+fn dropout_keeps_the_mean_and_depends_on_the_seed() {
     let x = Tensor::ones(&[10_000]);
     let y = x.dropout(0.25);
     let kept = y.to_vec().iter().filter(|&&v| v != 0.0).count();
     // Five standard deviations of a binomial count with n = 10 000, p = 0.75.
     assert!(kept.abs_diff(7_500) < 5 * 44, "{kept} of 10000 are kept");
     assert!(y.to_vec().iter().all(|&v| v == 0.0 || v == 4.0 / 3.0));
+    assert_eq!(x.dropout(0.25).to_vec(), y.to_vec());
+    seed(1);
+    assert_ne!(x.dropout(0.25).to_vec(), y.to_vec());
 }
 
 #[test]
