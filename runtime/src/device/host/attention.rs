@@ -4,7 +4,8 @@
 //! goes block by block in order, so the bits do not depend on tasks or threads. Operands are widened to f32 as they are packed.
 //!
 //! Forward: a task is a few query blocks that share keys; each keeps its running maximum, sum and output while the keys pass by.
-//! Backward: one walk gives k̄ and v̄ of a key block while the queries pass by, another q̄ of query blocks as in the forward.
+//! Backward: one walk gives k̄ and v̄ of a key block while the queries pass by, another q̄ of query blocks as in the forward. Where
+//! there are groups enough for all threads, a task is a whole group and its first walk adds up q̄ too, in the same order.
 #![allow(unsafe_code)]
 
 use super::buffer::{Buf, round_in_place};
@@ -24,6 +25,10 @@ const KEYS: usize = 128;
 const BLOCKS_PER_TASK: usize = 4;
 // Tasks per thread that are wanted so that the long rows of a causal mask are spread.
 const TASKS_PER_THREAD: usize = 4;
+// q̄ of a group is added up during the walk over its keys where it has at most this many elements (2 MiB).
+const SINGLE_WALK: usize = 1 << 19;
+// Groups per thread that keep the threads busy when a task is a group.
+const GROUPS_PER_THREAD: usize = 2;
 // Partial sums of a row; a divisor of KEYS.
 const LANES: usize = 16;
 
@@ -151,9 +156,21 @@ impl AttentionPlan {
         rows * (self.k + self.width() + 2) + KEYS * (self.k + self.width()) + QUERIES * KEYS
     }
 
+    /// Padded elements of q̄ of a group.
+    fn group_len(&self) -> usize {
+        self.group * self.s * self.width()
+    }
+
+    fn single_walk(&self) -> bool {
+        self.groups >= GROUPS_PER_THREAD * self.threads && self.group_len() <= SINGLE_WALK
+    }
+
     fn backward_worker_len(&self) -> usize {
         let tiles = 2 * QUERIES * KEYS;
         let by_keys = 2 * (QUERIES * self.width() + KEYS * (self.k + self.width()));
+        if self.single_walk() {
+            return tiles + by_keys + KEYS * self.width() + self.group_len();
+        }
         let by_queries = BLOCKS_PER_TASK * QUERIES * (2 * self.k + self.width()) + KEYS * (2 * self.k + self.width());
         tiles + by_keys.max(by_queries)
     }
@@ -283,10 +300,17 @@ impl AttentionPlan {
         let (delta, scratch) = (&*delta, Shared::new(scratch));
         let len = self.backward_worker_len();
         let blocks = self.t.div_ceil(KEYS);
+        if self.single_walk() {
+            return pool.run(self.groups, |group, worker| {
+                // SAFETY: a worker runs one task at a time, and only it uses its part.
+                let mut part = unsafe { scratch.slice(worker * len, len) };
+                self.walk_group(&call, group, delta, take(&mut part, self.group_len()), part);
+            });
+        }
         pool.run(self.groups * blocks, |task, worker| {
             // SAFETY: a worker runs one task at a time, and only it uses its part.
             let part = unsafe { scratch.slice(worker * len, len) };
-            self.walk_queries(&call, self.keys(task / blocks, task % blocks * KEYS), delta, part);
+            self.walk_queries(&call, self.keys(task / blocks, task % blocks * KEYS), delta, None, part);
         });
         self.for_queries(pool, |group, range, worker| {
             // SAFETY: as above.
@@ -295,8 +319,27 @@ impl AttentionPlan {
         });
     }
 
-    /// k̄ and v̄ of one key block.
-    fn walk_queries(&self, call: &Backward<'_>, keys: Keys, delta: &[f32], mut rest: &mut [f32]) {
+    /// q̄, k̄ and v̄ of a group.
+    fn walk_group(&self, call: &Backward<'_>, group: usize, delta: &[f32], dq: &mut [f32], rest: &mut [f32]) {
+        dq.fill(0.0);
+        for j in (0..self.t).step_by(KEYS) {
+            self.walk_queries(call, self.keys(group, j), delta, Some(dq), rest);
+        }
+        for i in 0..self.blocks() {
+            let at = self.queries(group, i);
+            self.finish_queries(call, at, &mut dq[self.row_in_group(at) * self.width()..]);
+        }
+    }
+
+    /// k̄ and v̄ of one key block, and its part of q̄ of the whole group.
+    fn walk_queries(
+        &self,
+        call: &Backward<'_>,
+        keys: Keys,
+        delta: &[f32],
+        mut dq: Option<&mut [f32]>,
+        mut rest: &mut [f32],
+    ) {
         let (head, width) = (self.k, self.width());
         let scale = 1.0 / (head as f32).sqrt();
         let qs = take(&mut rest, QUERIES * width);
@@ -309,6 +352,10 @@ impl AttentionPlan {
         let dp = take(&mut rest, QUERIES * KEYS);
         pack::transposed(self.key_part(call.k, keys), KEYS, kt);
         pack::transposed(self.key_part(call.v, keys), KEYS, vt);
+        let mut ks = dq.is_some().then(|| take(&mut rest, KEYS * width));
+        if let Some(ks) = &mut ks {
+            pack::rows(self.key_part(call.k, keys), 1.0, width, ks);
+        }
         dk.fill(0.0);
         dv.fill(0.0);
         let start = self.first_query(keys.first) / QUERIES * self.group;
@@ -323,6 +370,9 @@ impl AttentionPlan {
             differentiate(p, dp, self.seen_by(at, keys), call.lse.f32s(row, at.count), &delta[rows]);
             self.over_queries(at, keys, p, ds, dv);
             self.over_queries(at, keys, dp, qs, dk);
+            if let (Some(dq), Some(ks)) = (&mut dq, &ks) {
+                self.over_keys(at, keys, dp, ks, &mut dq[self.row_in_group(at) * width..]);
+            }
         }
         for (i, sums) in [(1, dk), (2, dv)] {
             for (j, row) in sums.chunks_exact_mut(width).take(keys.count).enumerate() {
@@ -377,11 +427,23 @@ impl AttentionPlan {
         }
         for (b, i) in range.enumerate() {
             let at = self.queries(group, i);
-            for (r, row) in dq[b * QUERIES * width..].chunks_exact_mut(width).take(at.count).enumerate() {
-                row[..head].iter_mut().for_each(|x| *x *= scale);
-                finish(call.results[0], (self.row(at) + r) * head, call.rounds[0], &mut row[..head]);
-            }
+            self.finish_queries(call, at, &mut dq[b * QUERIES * width..]);
         }
+    }
+
+    /// Stores q̄ of a query block from its sums.
+    fn finish_queries(&self, call: &Backward<'_>, at: Queries, sums: &mut [f32]) {
+        let scale = 1.0 / (self.k as f32).sqrt();
+        for (r, row) in sums.chunks_exact_mut(self.width()).take(at.count).enumerate() {
+            let row = &mut row[..self.k];
+            row.iter_mut().for_each(|x| *x *= scale);
+            finish(call.results[0], (self.row(at) + r) * self.k, call.rounds[0], row);
+        }
+    }
+
+    /// The first row of a query block among those of its group.
+    fn row_in_group(&self, at: Queries) -> usize {
+        at.head % self.group * self.s + at.first
     }
 
     /// The first row of a query block among all queries.
