@@ -176,7 +176,13 @@ impl Cut {
         let sources =
             |v: &ValueId| self.forward.iter().any(|&i| f.nodes[i].inputs.is_empty() && f.nodes[i].outputs.contains(v));
         let stop: HashSet<ValueId> = self.stored.iter().copied().filter(|v| !sources(v)).collect();
-        let nodes = slice(f, targets, given, residuals, &stop);
+        let effects: BTreeSet<usize> = (0..f.nodes.len()).filter(|&i| f.nodes[i].op.writes_gradients()).collect();
+        let mut targets = targets.to_vec();
+        targets.extend(effects.iter().flat_map(|&i| f.nodes[i].inputs.iter().copied()));
+        let mut nodes = slice(f, &targets, given, residuals, &stop);
+        nodes.extend(effects);
+        nodes.sort_unstable();
+        nodes.dedup();
         residuals.sort();
         nodes
     }

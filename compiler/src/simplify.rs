@@ -68,7 +68,7 @@ pub fn dce(func: &Func) -> Func {
     }
     let mut keep = vec![false; func.nodes.len()];
     for (i, n) in func.nodes.iter().enumerate().rev() {
-        keep[i] = n.outputs.iter().any(|o| live[o.index()]);
+        keep[i] = n.op.writes_gradients() || n.outputs.iter().any(|o| live[o.index()]);
         if keep[i] {
             for v in &n.inputs {
                 live[v.index()] = true;

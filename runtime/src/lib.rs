@@ -5,23 +5,30 @@ extern crate self as kiln;
 
 pub mod data;
 pub mod device;
+pub mod exec;
+pub mod explain;
 pub mod init;
 pub mod interrupt;
 #[cfg(any(feature = "wgpu", feature = "cuda"))]
 mod kernels;
 pub mod layer;
+pub mod link;
 pub mod metrics;
 pub mod optim;
+pub mod plan;
 pub mod plot;
 pub mod prelude;
 pub mod progress;
 pub mod random;
+pub mod ranks;
 pub mod run_dir;
 pub mod scaler;
 pub mod schedule;
+pub mod session;
 mod sig_check;
 pub mod state;
 pub mod tensor;
+pub mod trainer;
 pub mod user_op;
 
 #[doc(hidden)]

@@ -9,9 +9,8 @@ use kiln_compiler::diff::Activity;
 use kiln_compiler::ir::{
     self, ArgKind, Attr, Axis, Checkpoint, ConfigType, ConfigValue, DType, Func, Init, Layer, Output, Sizes, Type,
 };
-use kiln_compiler::{precision, simplify};
+use kiln_compiler::{place, precision, simplify};
 use std::collections::BTreeMap;
-use std::rc::Rc;
 
 /// What a layer's backward may keep.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -33,6 +32,8 @@ pub struct LinkOptions {
     pub precision: DType,
     /// Checkpoint choice that the root inherits.
     pub keep: Keep,
+    /// Size of mesh axis `tensor`, and this rank's place on it.
+    pub tensor: (usize, usize),
 }
 
 /// Why a model cannot be linked. Nothing has been allocated.
@@ -120,17 +121,19 @@ pub enum LinkError {
         message: String,
     },
     /// The embedded IR cannot be read: the macro and the runtime are of different versions.
-    #[error("K0709: the IR of layer `{layer}` cannot be read ({message}); build the crate again with one version of Kiln")]
+    #[error(
+        "K0709: the IR of layer `{layer}` cannot be read ({message}); build the crate again with one version of Kiln"
+    )]
     Ir {
         /// Layer.
         layer: String,
         /// Parser's words.
         message: String,
     },
-    /// The macro of a layer reported an error; there is nothing to run.
-    #[error("K0710: layer `{0}` did not compile")]
-    Poisoned(String),
 }
+
+/// The mesh axis that `#[shard(tensor)]` splits over.
+pub const TENSOR: &str = "tensor";
 
 /// A model: layer types and the tree of instances.
 #[derive(Debug)]
@@ -143,6 +146,8 @@ pub struct Model {
     pub params: Vec<Param>,
     /// Global sizes.
     pub sizes: Sizes,
+    /// This rank on mesh axis `tensor`.
+    pub tensor_rank: usize,
 }
 
 /// One layer type: a definition with its axes, configuration and precision.
@@ -162,6 +167,8 @@ pub struct LayerType {
     pub bodies: BTreeMap<i64, Programs>,
     /// Children's types.
     pub subs: Vec<SubType>,
+    /// The axis that `#[shard(tensor)]` splits, and into how many parts; `None` where the mesh axis has size 1.
+    pub split: Option<(Axis, usize)>,
 }
 
 /// Training and evaluation programs of one function.
@@ -183,6 +190,15 @@ pub struct SubType {
 }
 
 impl LayerType {
+    /// Sizes as one rank's part of this layer sees them.
+    pub fn local_sizes(&self, sizes: &Sizes) -> Sizes {
+        let part = |(a, n): (Axis, usize)| match self.split {
+            Some((axis, parts)) if axis == a => (a, n / parts),
+            _ => (a, n),
+        };
+        sizes.iter().map(part).collect()
+    }
+
     /// The element type behind a placeholder.
     pub fn dtype(&self, d: DType) -> DType {
         match d {
@@ -213,18 +229,40 @@ pub struct Param {
     pub path: String,
     /// Axes.
     pub shape: Vec<Axis>,
-    /// Sizes of the axes.
+    /// Sizes of the axes of the whole tensor.
     pub dims: Vec<usize>,
+    /// How this rank's part is cut out of it.
+    pub split: Option<Split>,
     /// How it starts.
     pub init: Init,
     /// No gradient.
     pub frozen: bool,
 }
 
+/// One rank's part of a parameter: elements whose index along `dim` lies in the `part`-th of `parts` equal ranges.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Split {
+    /// Which axis of the tensor.
+    pub dim: usize,
+    /// Into how many parts.
+    pub parts: usize,
+    /// Which is this rank's.
+    pub part: usize,
+}
+
 impl Param {
-    /// Number of elements.
+    /// Number of elements on this rank.
     pub fn len(&self) -> usize {
-        self.dims.iter().product()
+        self.dims.iter().product::<usize>() / self.split.map_or(1, |s| s.parts)
+    }
+
+    /// Position in the whole tensor of this rank's element `i`.
+    pub fn global_index(&self, i: usize) -> usize {
+        let Some(s) = self.split else { return i };
+        let inner: usize = self.dims[s.dim + 1..].iter().product();
+        let local = self.dims[s.dim] / s.parts * inner;
+        let (outer, rest) = (i / local, i % local);
+        outer * self.dims[s.dim] * inner + s.part * local + rest
     }
 
     /// Whether it has no element; linking refuses sizes of 0, so never.
@@ -249,7 +287,13 @@ pub fn link(root: &'static LayerDef, options: &LinkOptions) -> Result<Model, Lin
     let mut params = Vec::new();
     let mut instance = linker.instance(ty, String::new(), &mut params)?;
     tie(&linker.types, &mut instance, &params)?;
-    Ok(Model { types: linker.types, root: instance, params, sizes: options.sizes.clone() })
+    Ok(Model {
+        types: linker.types,
+        root: instance,
+        params,
+        sizes: options.sizes.clone(),
+        tensor_rank: options.tensor.1,
+    })
 }
 
 struct Linker<'a> {
@@ -270,10 +314,7 @@ impl Linker<'_> {
         if let Some(&known) = self.known.get(&key) {
             return Ok(known);
         }
-        if def.sig.poisoned {
-            return Err(LinkError::Poisoned(def.name.to_owned()));
-        }
-        let mut layer = read(def)?;
+        let mut layer = read(def, &self.options.config)?;
         let renamed: BTreeMap<Axis, Axis> = layer.generics.iter().copied().zip(generics.iter().copied()).collect();
         ir::rename_axes(&mut layer, &|a| renamed.get(&a).copied().unwrap_or(a));
         let compute = compute_dtype(&layer, precision)?;
@@ -298,7 +339,15 @@ impl Linker<'_> {
         let sub_dtypes = subs.iter().map(|s| self.types[s.ty].compute).collect();
         let activity = activity(&layer);
         let differentiated = differentiated(&layer);
-        let body = precision::run(&layer.body, DType::Compute);
+        let split = self.split_axis(&layer)?;
+        let mut body = precision::run(&layer.body, DType::Compute);
+        if let Some((axis, _)) = split {
+            body = place::run(&body, axis, TENSOR).map_err(|e| LinkError::Derivative {
+                file: layer.file.clone(),
+                line: e.span.line,
+                message: e.diagnostic.to_string(),
+            })?;
+        }
         let programs = compile_programs(&layer, &body, &activity, &differentiated)?;
         let mut bodies = BTreeMap::new();
         for launch in &programs.train.forward {
@@ -307,9 +356,36 @@ impl Linker<'_> {
                 bodies.insert(id, compile_programs(&layer, body, &active, &[true])?);
             }
         }
-        self.types.push(LayerType { layer, compute, sub_dtypes, keep, programs, bodies, subs });
+        self.types.push(LayerType { layer, compute, sub_dtypes, keep, programs, bodies, subs, split });
         self.known.insert(key, self.types.len() - 1);
         Ok(self.types.len() - 1)
+    }
+
+    /// The axis that `#[shard(tensor)]` splits, if the mesh has more than one rank on it.
+    fn split_axis(&self, layer: &Layer) -> Result<Option<(Axis, usize)>, LinkError> {
+        let (parts, _) = self.options.tensor;
+        let Some((shard, span)) = &layer.annotations.shard else { return Ok(None) };
+        if parts == 1 {
+            return Ok(None);
+        }
+        let refuse = |message: String| LinkError::Sizes {
+            layer: layer.name.clone(),
+            file: layer.file.clone(),
+            line: span.line,
+            message,
+        };
+        let axis = match shard.axis {
+            Some(axis) => axis,
+            None => place::infer_axis(layer).map_err(|e| refuse(e.diagnostic().to_string()))?,
+        };
+        let size = self.size(axis, &layer.name)?;
+        if !size.is_multiple_of(parts) {
+            let legal: Vec<usize> = (1..=size).filter(|n| size.is_multiple_of(*n)).collect();
+            return Err(refuse(format!(
+                "`{axis}` = {size} cannot be split over `tensor = {parts}`; legal sizes of `tensor` are {legal:?}"
+            )));
+        }
+        Ok(Some((axis, parts)))
     }
 
     fn size(&self, axis: Axis, layer: &str) -> Result<usize, LinkError> {
@@ -328,9 +404,16 @@ impl Linker<'_> {
             let first = parts.next().unwrap_or_default();
             let position = names.iter().position(|n| n == first);
             let found = position.and_then(|i| self.param_type(subs[i].ty, &parts.collect::<Vec<_>>()));
-            let missing = || LinkError::Call { parent: parent.clone(), child: first.to_owned(), message: format!("it has no parameter `{path}`") };
-            unify(&ty.shape, &found.ok_or_else(missing)?.shape, &mut known)
-                .map_err(|message| LinkError::Call { parent: parent.clone(), child: path.clone(), message })?;
+            let missing = || LinkError::Call {
+                parent: parent.clone(),
+                child: first.to_owned(),
+                message: format!("it has no parameter `{path}`"),
+            };
+            unify(&ty.shape, &found.ok_or_else(missing)?.shape, &mut known).map_err(|message| LinkError::Call {
+                parent: parent.clone(),
+                child: path.clone(),
+                message,
+            })?;
         }
         self.unify_calls(&layer.body, subs, &parent, &mut known)?;
         ir::rename_axes(layer, &|a| known.get(&a).copied().unwrap_or(a));
@@ -422,15 +505,27 @@ impl Linker<'_> {
             let a = &node.attrs;
             let product = |axes: &[Axis]| axes.iter().map(|&x| n(x)).product::<usize>();
             let message = match node.op.name {
-                "split" if n(a.axis("axis")) != product(a.axes("into")) => {
-                    Some(format!("`{}` = {} cannot be split into {:?} = {}", a.axis("axis"), n(a.axis("axis")), a.axes("into"), product(a.axes("into"))))
-                }
-                "merge" if n(a.axis("into")) != product(a.axes("axes")) => {
-                    Some(format!("{:?} = {} cannot be merged into `{}` = {}", a.axes("axes"), product(a.axes("axes")), a.axis("into"), n(a.axis("into"))))
-                }
-                "rename" if n(a.axis("from")) != n(a.axis("to")) => {
-                    Some(format!("`{}` = {} cannot be renamed to `{}` = {}", a.axis("from"), n(a.axis("from")), a.axis("to"), n(a.axis("to"))))
-                }
+                "split" if n(a.axis("axis")) != product(a.axes("into")) => Some(format!(
+                    "`{}` = {} cannot be split into {:?} = {}",
+                    a.axis("axis"),
+                    n(a.axis("axis")),
+                    a.axes("into"),
+                    product(a.axes("into"))
+                )),
+                "merge" if n(a.axis("into")) != product(a.axes("axes")) => Some(format!(
+                    "{:?} = {} cannot be merged into `{}` = {}",
+                    a.axes("axes"),
+                    product(a.axes("axes")),
+                    a.axis("into"),
+                    n(a.axis("into"))
+                )),
+                "rename" if n(a.axis("from")) != n(a.axis("to")) => Some(format!(
+                    "`{}` = {} cannot be renamed to `{}` = {}",
+                    a.axis("from"),
+                    n(a.axis("from")),
+                    a.axis("to"),
+                    n(a.axis("to"))
+                )),
                 "concat" if n(a.axis("axis")) + n(a.axis("other")) != n(a.axis("to")) => {
                     Some(format!("`{}` + `{}` is not `{}`", a.axis("axis"), a.axis("other"), a.axis("to")))
                 }
@@ -455,7 +550,10 @@ impl Linker<'_> {
                 ArgKind::Param { ty, init, frozen, .. } => {
                     let dims = self.options.sizes.shape(&ty.shape);
                     let path = join(&path, &arg.name);
-                    params.push(Param { path, shape: ty.shape.clone(), dims, init: *init, frozen: *frozen });
+                    let (parts, part) = self.options.tensor;
+                    let dim = t.split.and_then(|(axis, _)| ty.position(axis));
+                    let split = dim.map(|dim| Split { dim, parts, part });
+                    params.push(Param { path, shape: ty.shape.clone(), dims, split, init: *init, frozen: *frozen });
                     Some(params.len() - 1)
                 }
                 _ => None,
@@ -466,7 +564,9 @@ impl Linker<'_> {
             let base = join(&path, &arg.name);
             subs.push(match sub.copies {
                 None => vec![self.instance(sub.ty, base, params)?],
-                Some(n) => (0..n).map(|i| self.instance(sub.ty, join(&base, &i.to_string()), params)).collect::<Result<_, _>>()?,
+                Some(n) => (0..n)
+                    .map(|i| self.instance(sub.ty, join(&base, &i.to_string()), params))
+                    .collect::<Result<_, _>>()?,
             });
         }
         Ok(Instance { ty, path, params: ids, subs })
@@ -479,19 +579,26 @@ fn tie(types: &[LayerType], instance: &mut Instance, params: &[Param]) -> Result
     for (slot, (_, arg)) in instance.params.iter_mut().zip(layer.body_args()) {
         if let ArgKind::Tied { path, .. } = &arg.kind {
             let full = join(&instance.path, path);
-            let missing = || LinkError::Call { parent: layer.name.clone(), child: path.clone(), message: format!("there is no parameter `{full}`") };
+            let missing = || LinkError::Call {
+                parent: layer.name.clone(),
+                child: path.clone(),
+                message: format!("there is no parameter `{full}`"),
+            };
             *slot = Some(params.iter().position(|p| p.path == full).ok_or_else(missing)?);
         }
     }
     instance.subs.iter_mut().flatten().try_for_each(|sub| tie(types, sub, params))
 }
 
-fn read(def: &'static LayerDef) -> Result<Layer, LinkError> {
-    let layer = match def.record {
-        Some(record) => crate::tensor::record(def, record),
-        None => ir::text::parse_layer(def.ir).map_err(|e| e.to_string()),
-    };
-    layer.map_err(|message| LinkError::Ir { layer: def.name.to_owned(), message })
+fn read(def: &'static LayerDef, config: &BTreeMap<String, ConfigValue>) -> Result<Layer, LinkError> {
+    let unreadable = |message: String| LinkError::Ir { layer: def.name.to_owned(), message };
+    let layer = ir::text::parse_layer(def.ir).map_err(|e| unreadable(e.to_string()))?;
+    match def.record {
+        Some(body) if layer.annotations.trace => {
+            crate::tensor::record(def, body, config).map_err(|e| unreadable(e.to_string()))
+        }
+        _ => Ok(layer),
+    }
 }
 
 fn unify(here: &[Axis], there: &[Axis], known: &mut BTreeMap<Axis, Axis>) -> Result<(), String> {
@@ -521,7 +628,13 @@ fn compute_dtype(layer: &Layer, inherited: DType) -> Result<DType, LinkError> {
     let Some((p, span)) = &layer.annotations.precision else { return Ok(inherited) };
     let form = format!("#[precision({})]", p.compute);
     let instead = "write `f32`, `bf16` or `f16` without options".to_owned();
-    let refused = || LinkError::NotInForce { form: form.clone(), layer: layer.name.clone(), file: layer.file.clone(), line: span.line, instead: instead.clone() };
+    let refused = || LinkError::NotInForce {
+        form: form.clone(),
+        layer: layer.name.clone(),
+        file: layer.file.clone(),
+        line: span.line,
+        instead: instead.clone(),
+    };
     let plain = p.options.iter().all(|(_, v)| v == "f32");
     p.dtype().filter(|_| plain).ok_or_else(refused)
 }
@@ -603,7 +716,8 @@ fn compile_programs(
 }
 
 fn check_all_sizes_used(types: &[LayerType], sizes: &Sizes) -> Result<(), LinkError> {
-    let mut used: Vec<Axis> = types.iter().flat_map(|t| t.layer.body.values.iter().flat_map(|v| v.ty.shape.clone())).collect();
+    let mut used: Vec<Axis> =
+        types.iter().flat_map(|t| t.layer.body.values.iter().flat_map(|v| v.ty.shape.clone())).collect();
     used.extend(types.iter().flat_map(|t| t.layer.subs().into_iter().filter_map(|(_, s)| s.repeat)));
     used.sort();
     used.dedup();
@@ -615,6 +729,3 @@ fn check_all_sizes_used(types: &[LayerType], sizes: &Sizes) -> Result<(), LinkEr
         }
     }
 }
-
-/// Shared handle to a linked model.
-pub type SharedModel = Rc<Model>;

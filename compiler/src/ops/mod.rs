@@ -296,6 +296,13 @@ pub struct OpDef {
     pub flops: fn(&Sizes, &Node, &[&Type], &[&Type]) -> u64,
 }
 
+impl OpDef {
+    /// Whether it adds to the gradients of a child's parameters: it is needed even if nobody reads its results.
+    pub fn writes_gradients(&self) -> bool {
+        matches!(self.name, "call_vjp" | "repeat_vjp")
+    }
+}
+
 impl PartialEq for OpDef {
     fn eq(&self, other: &Self) -> bool {
         self.name == other.name

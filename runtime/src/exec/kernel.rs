@@ -1,0 +1,323 @@
+//! Kernels of steps: what a plan's step becomes on the host, with everything precomputed, so that running it allocates nothing.
+
+use super::EngineOptions;
+use super::comm::Member;
+use super::memory::{Arena, ArenaLayout};
+use crate::device::host::attention::AttentionPlan;
+use crate::device::host::buffer::Buf;
+use crate::device::host::copy::CopyPlan;
+use crate::device::host::gemm::{Epilogue, GemmError, GemmPlan};
+use crate::device::host::loss::{Gradient, LossOperands, LossPlan};
+use crate::device::host::pool::Pool;
+use crate::device::host::scatter::SortPlan;
+use crate::device::host::tile::{Part, StreamArg, TileArgs, TileError, TileProgram};
+use crate::plan::{BufferId, Plan, Step, Work, Write};
+use crate::random;
+use kiln_compiler::fuse::{Region, Stream};
+use kiln_compiler::ir::{Attr, Attrs, Axis, DType, Sizes, Type};
+
+/// A step that the host cannot run.
+#[derive(Debug, thiserror::Error)]
+pub enum KernelError {
+    /// No kernel for an operation.
+    #[error("K0804: {file}:{line}: the host has no kernel for `{op}` (layer `{path}`)")]
+    Unsupported {
+        /// Operation.
+        op: String,
+        /// Layer instance.
+        path: String,
+        /// File.
+        file: String,
+        /// Line.
+        line: u32,
+    },
+    /// A product that cannot be planned.
+    #[error(transparent)]
+    Gemm(#[from] GemmError),
+    /// A region that cannot be planned.
+    #[error("K0809: {file}:{line}: {error} (layer `{path}`)")]
+    Tile {
+        /// Reason.
+        error: TileError,
+        /// Layer instance.
+        path: String,
+        /// File.
+        file: String,
+        /// Line.
+        line: u32,
+    },
+}
+
+/// What a running step sees.
+pub struct RunCx<'a> {
+    /// Memory.
+    pub arena: &'a Arena,
+    /// Its parts.
+    pub layout: &'a ArenaLayout,
+    /// Workers.
+    pub pool: &'a Pool,
+    /// The plan that the step belongs to.
+    pub plan: &'a Plan,
+    /// Training step: counter of random streams.
+    pub step: u64,
+    /// Micro-batch.
+    pub micro: usize,
+    /// Which part of the whole batch this run sees: micro-batches and data ranks, counted together.
+    pub part: usize,
+    /// This rank on mesh axis `tensor`.
+    pub tensor: &'a Member,
+}
+
+impl RunCx<'_> {
+    /// A buffer's bytes.
+    pub fn buffer(&self, id: BufferId) -> Buf {
+        let b = &self.plan.buffers[id];
+        buf(self.arena, b.offset, b.bytes(), b.dtype)
+    }
+
+    /// Scratch.
+    #[allow(unsafe_code, clippy::mut_from_ref)]
+    fn workspace(&self) -> &mut [f32] {
+        let bytes = self.layout.workspace_bytes;
+        let ptr = self.arena.at(self.layout.workspace, bytes).cast();
+        // SAFETY: in range and aligned; steps run one after another and each takes the scratch once.
+        unsafe { std::slice::from_raw_parts_mut(ptr, bytes / size_of::<f32>()) }
+    }
+
+    /// The f32 values of a buffer that the running step writes.
+    #[allow(unsafe_code, clippy::mut_from_ref)]
+    fn f32s_mut(&self, id: BufferId) -> &mut [f32] {
+        let b = &self.plan.buffers[id];
+        assert_eq!(b.dtype, DType::F32, "`{}` is reduced over ranks, so it is f32", b.name);
+        let ptr = self.arena.at(b.offset, b.bytes()).cast();
+        // SAFETY: in range and aligned by the plan; the running step is the only user of its results.
+        unsafe { std::slice::from_raw_parts_mut(ptr, b.elements) }
+    }
+
+    fn accumulates(&self, write: Write) -> bool {
+        match write {
+            Write::Store => false,
+            Write::StoreThenAdd => self.micro > 0,
+            Write::Add => true,
+        }
+    }
+}
+
+/// A typed view of arena bytes.
+#[allow(unsafe_code)]
+pub fn buf(arena: &Arena, offset: usize, bytes: usize, dtype: DType) -> Buf {
+    // SAFETY: the arena checks the range and lives as long as the engine; the planner keeps buffers that are alive together
+    // apart, and offsets are multiples of 256.
+    unsafe { Buf::new(arena.at(offset, bytes), bytes, dtype) }
+}
+
+/// One prepared step.
+pub enum Kernel {
+    /// Fused region, with the key of each random stream and its elements per part of the batch.
+    Region(TileProgram, Vec<(u64, u64)>),
+    /// Matrix product.
+    Gemm(GemmPlan, Option<DType>, Write),
+    /// Attention forward: (o, lse).
+    Attention(AttentionPlan, Vec<Vec<DType>>),
+    /// Attention backward: (dq, dk, dv).
+    AttentionVjp(AttentionPlan, Vec<Vec<DType>>),
+    /// Linear cross-entropy: (sum, count, lse).
+    Loss(LossPlan),
+    /// Its derivative: (dx, dw). The type in which dx is stored sizes the scratch.
+    LossVjp(LossPlan, DType, Vec<Vec<DType>>, Vec<Write>),
+    /// Ids in order: (order, starts, ends).
+    Sort(SortPlan),
+    /// `slice`, `pad`, `concat`.
+    Copy(CopyPlan),
+    /// Gradient sum.
+    Accumulate(Write),
+    /// Sum over the ranks of mesh axis `tensor`.
+    AllReduce,
+}
+
+impl Kernel {
+    /// Scratch that it needs, in f32s.
+    pub fn workspace_len(&self) -> usize {
+        match self {
+            Kernel::Region(p, _) => p.workspace_len(),
+            Kernel::Gemm(p, ..) => p.workspace_len(),
+            Kernel::Attention(p, _) => p.workspace_len(),
+            Kernel::AttentionVjp(p, _) => p.backward_workspace_len(),
+            Kernel::Loss(p) => p.workspace_len(),
+            Kernel::LossVjp(p, dx, ..) => p.backward_workspace_len(*dx),
+            Kernel::Sort(p) => p.workspace_len(),
+            Kernel::Accumulate(_) | Kernel::AllReduce | Kernel::Copy(_) => 0,
+        }
+    }
+
+    /// Runs it.
+    pub fn run(&self, cx: &RunCx<'_>, step: &Step) {
+        let input = |i: usize| cx.buffer(step.inputs[i]);
+        let output = |i: usize| cx.buffer(step.outputs[i]);
+        match self {
+            Kernel::Region(program, streams) => {
+                let inputs: Vec<Buf> = step.inputs.iter().map(|&b| cx.buffer(b)).collect();
+                let outputs: Vec<Buf> = step.outputs.iter().map(|&b| cx.buffer(b)).collect();
+                let stream = |&(key, len): &(u64, u64)| StreamArg { key, offset: len * cx.part as u64 };
+                let streams: Vec<StreamArg> = streams.iter().map(stream).collect();
+                let (inputs, outputs, streams) = (inputs.as_slice(), outputs.as_slice(), streams.as_slice());
+                let args = TileArgs { inputs, outputs, accumulate: &[], streams, step: cx.step };
+                program.run(cx.pool, &args, cx.workspace());
+            }
+            Kernel::Gemm(plan, round, write) => {
+                let epilogue = Epilogue { round: *round, accumulate: cx.accumulates(*write) };
+                plan.run(cx.pool, input(0), input(1), output(0), epilogue, cx.workspace());
+            }
+            Kernel::Attention(plan, rounds) => {
+                let (o, lse) = (output(0), output(1));
+                plan.forward(cx.pool, input(0), input(1), input(2), o, lse, &rounds[0], cx.workspace());
+            }
+            Kernel::AttentionVjp(plan, rounds) => {
+                let results = [output(0), output(1), output(2)];
+                let rounds = [rounds[0].as_slice(), &rounds[1], &rounds[2]];
+                let operands = [input(0), input(1), input(2), input(3), input(4), input(5)];
+                plan.backward(cx.pool, operands, results, rounds, cx.workspace());
+            }
+            Kernel::Loss(plan) => {
+                let operands = [input(0), input(1), input(2)];
+                plan.forward(cx.pool, operands, output(0), output(1), output(2), cx.workspace());
+            }
+            Kernel::LossVjp(plan, _, rounds, write) => {
+                let [x, w, targets, lse, d_sum] = [input(0), input(1), input(2), input(3), input(4)];
+                let operands = LossOperands { x, w, targets, lse, d_sum };
+                let dw = Gradient { to: output(1), rounds: &rounds[1], accumulate: cx.accumulates(write[1]) };
+                plan.backward(cx.pool, operands, output(0), &rounds[0], dw, cx.workspace());
+            }
+            Kernel::Sort(plan) => plan.run(cx.pool, input(0), output(0), output(1), output(2), cx.workspace()),
+            Kernel::Copy(plan) => {
+                let operands: Vec<Buf> = step.inputs.iter().map(|&b| cx.buffer(b)).collect();
+                plan.run(cx.pool, &operands, output(0));
+            }
+            Kernel::AllReduce => {
+                accumulate(cx, input(0), output(0), false);
+                cx.tensor.all_reduce(cx.f32s_mut(step.outputs[0]));
+            }
+            Kernel::Accumulate(write) => accumulate(cx, input(0), output(0), cx.accumulates(*write)),
+        }
+    }
+}
+
+// Elements that one task of `accumulate` moves through its stack.
+const CHUNK: usize = 512;
+
+fn accumulate(cx: &RunCx<'_>, from: Buf, to: Buf, add: bool) {
+    cx.pool.run(from.len().div_ceil(CHUNK), |task, _| {
+        let (at, mut x, mut y) = (task * CHUNK, [0.0f32; CHUNK], [0.0f32; CHUNK]);
+        let n = CHUNK.min(from.len() - at);
+        from.load(at, &mut x[..n]);
+        if add {
+            to.load(at, &mut y[..n]);
+            x[..n].iter_mut().zip(&y[..n]).for_each(|(x, y)| *x += y);
+        }
+        to.store(at, &x[..n]);
+    });
+}
+
+/// A kernel for every step of a plan.
+pub fn prepare(plan: &Plan, threads: usize, options: &EngineOptions) -> Result<Vec<Kernel>, KernelError> {
+    plan.steps.iter().map(|s| prepare_step(plan, s, threads, options)).collect()
+}
+
+fn prepare_step(plan: &Plan, step: &Step, threads: usize, options: &EngineOptions) -> Result<Kernel, KernelError> {
+    let unsupported = |op: &str| KernelError::Unsupported {
+        op: op.to_owned(),
+        path: step.path.to_string(),
+        file: step.file.to_string(),
+        line: step.line,
+    };
+    match &step.work {
+        Work::Accumulate(write) => Ok(Kernel::Accumulate(*write)),
+        Work::AllReduce { .. } => Ok(Kernel::AllReduce),
+        Work::Region { region, dtypes } => {
+            let resolve = |d: DType| region.dtypes.iter().zip(dtypes).find(|(s, _)| **s == d).map_or(d, |(_, r)| *r);
+            let part = |axis: Axis| {
+                let split = step.split.filter(|s| s.axis == axis);
+                split.map(|s| Part { offset: s.offset, whole: s.whole })
+            };
+            let program = TileProgram::new(region, &step.sizes, resolve, part, threads).map_err(|error| {
+                let (path, file) = (step.path.to_string(), step.file.to_string());
+                KernelError::Tile { error, path, file, line: step.line }
+            })?;
+            let streams = region.streams.iter().map(|s| stream(plan, step, region, s, options.seed)).collect();
+            Ok(Kernel::Region(program, streams))
+        }
+        Work::Library { op, attrs, inputs, outputs, rounds, write } => {
+            library(&step.sizes, op.name, attrs, inputs, outputs, rounds, write, threads)
+                .unwrap_or_else(|| Err(unsupported(op.name)))
+        }
+    }
+}
+
+/// Key of a stream, and how many of its numbers one part of the batch takes: none if the stream does not run over the batch.
+fn stream(plan: &Plan, step: &Step, region: &Region, stream: &Stream, seed: u64) -> (u64, u64) {
+    let key = random::stream_key(seed, &step.path, stream.site, random::Purpose::Operation);
+    let axes: Vec<Axis> = stream.axes.iter().map(|&a| region.domain[a]).collect();
+    if axes.first() != Some(&plan.batch) {
+        return (key, 0);
+    }
+    let whole = |a: &Axis| step.split.filter(|s| s.axis == *a).map_or(step.sizes.of(*a), |s| s.whole);
+    (key, axes.iter().map(whole).product::<usize>() as u64)
+}
+
+/// A position that is a number, or an axis that stands for its size.
+fn position(attrs: &Attrs, name: &str, sizes: &Sizes) -> usize {
+    match attrs.get(name) {
+        Some(Attr::Axis(a)) => sizes.of(*a),
+        _ => attrs.int(name) as usize,
+    }
+}
+
+fn library(
+    sizes: &Sizes,
+    op: &str,
+    attrs: &Attrs,
+    inputs: &[Type],
+    outputs: &[Type],
+    rounds: &[Vec<DType>],
+    write: &[Write],
+    threads: usize,
+) -> Option<Result<Kernel, KernelError>> {
+    match op {
+        "dot_general" => {
+            let product = GemmPlan::new(&inputs[0].shape, &inputs[1].shape, &outputs[0].shape, sizes, threads);
+            let round = rounds[0].first().copied();
+            Some(product.map(|p| Kernel::Gemm(p, round, write[0])).map_err(KernelError::from))
+        }
+        "sort_index" => {
+            let (n, bins) = (sizes.elements(&inputs[0].shape), sizes.of(attrs.axis("axis")));
+            Some(Ok(Kernel::Sort(SortPlan::new(n, bins, threads))))
+        }
+        "slice" | "pad" | "concat" => {
+            let (shape, axis, to) = (&inputs[0].shape, attrs.axis("axis"), attrs.axis("to"));
+            Some(Ok(Kernel::Copy(match op {
+                "slice" => CopyPlan::slice(shape, axis, position(attrs, "start", sizes), to, sizes),
+                "pad" => CopyPlan::pad(shape, axis, position(attrs, "before", sizes), to, sizes),
+                _ => CopyPlan::concat(shape, axis, attrs.axis("other"), sizes),
+            })))
+        }
+        "linear_cross_entropy" => {
+            Some(Ok(Kernel::Loss(LossPlan::new(&inputs[0].shape, &inputs[1].shape, sizes, threads))))
+        }
+        "linear_cross_entropy_vjp" => {
+            let loss = LossPlan::new(&inputs[0].shape, &inputs[1].shape, sizes, threads);
+            Some(Ok(Kernel::LossVjp(loss, outputs[0].dtype, rounds.to_vec(), write.to_vec())))
+        }
+        "attention" | "attention_vjp" => {
+            let attention =
+                AttentionPlan::new(&inputs[0].shape, &inputs[1].shape, sizes, attrs.flag("causal"), threads);
+            let rounds = rounds.to_vec();
+            let forward = op == "attention";
+            Some(Ok(if forward {
+                Kernel::Attention(attention, rounds)
+            } else {
+                Kernel::AttentionVjp(attention, rounds)
+            }))
+        }
+        _ => None,
+    }
+}

@@ -1,0 +1,174 @@
+//! Explain: a linked model and its plan as text – every decision with its reason and `file:line`. Reads, decides nothing.
+
+use crate::link::{Instance, Keep, LayerType, Model};
+use crate::plan::{Phase, Plan, Segment, Work};
+use kiln_compiler::ir::{Checkpoint, DType};
+use std::collections::BTreeMap;
+use std::fmt::Write;
+
+// How many of the largest temporaries are listed.
+const LISTED: usize = 8;
+
+/// The plan of a model as text: tree, memory, launches, casts.
+pub fn explain(model: &Model, plan: &Plan) -> String {
+    let mut out = String::new();
+    let elements: usize = model.params.iter().map(crate::link::Param::len).sum();
+    line(
+        &mut out,
+        format!(
+            "model `{}`: {} parameters in {} tensors",
+            name(model, &model.root),
+            grouped(elements),
+            model.params.len()
+        ),
+    );
+    line(&mut out, format!("sizes: {}", crate::trainer::sizes_text(&model.sizes)));
+    out.push('\n');
+    tree(&mut out, model, &model.root, "", 0);
+    memory(&mut out, model, plan);
+    steps(&mut out, plan);
+    casts(&mut out, model);
+    out
+}
+
+fn line(out: &mut String, text: String) {
+    out.push_str(text.trim_end());
+    out.push('\n');
+}
+
+fn name(model: &Model, i: &Instance) -> String {
+    model.types[i.ty].layer.name.clone()
+}
+
+/// One line per layer type at each place of the tree; copies of a `Repeat` share theirs.
+fn tree(out: &mut String, model: &Model, at: &Instance, label: &str, depth: usize) {
+    let ty = &model.types[at.ty];
+    let label = if label.is_empty() { ty.layer.name.clone() } else { format!("{label}: {}", ty.layer.name) };
+    let own: usize = at.params.iter().flatten().map(|&p| model.params[p].len()).sum();
+    line(
+        out,
+        format!(
+            "{:indent$}{label}  [{} own parameters; {}; {}]",
+            "",
+            grouped(own),
+            precision(ty),
+            keeps(ty),
+            indent = 2 * depth
+        ),
+    );
+    for ((arg, _), copies) in ty.layer.subs().into_iter().zip(&at.subs) {
+        let label = if copies.len() > 1 { format!("{} × {}", arg.name, copies.len()) } else { arg.name.clone() };
+        if let Some(first) = copies.first() {
+            tree(out, model, first, &label, depth + 1);
+        }
+    }
+}
+
+fn precision(ty: &LayerType) -> String {
+    match &ty.layer.annotations.precision {
+        Some((p, span)) => format!("{}: `#[precision({})]` {}:{}", ty.compute, p.compute, ty.layer.file, span.line),
+        None => format!("{}: inherited", ty.compute),
+    }
+}
+
+fn keeps(ty: &LayerType) -> String {
+    let what = match ty.keep {
+        Keep::Everything => "keeps what backward reads",
+        Keep::Inputs => "keeps inputs, runs forward again",
+    };
+    match &ty.layer.annotations.checkpoint {
+        Some((Checkpoint::Inputs, span)) => format!("{what}: `#[checkpoint]` {}:{}", ty.layer.file, span.line),
+        Some((_, span)) => format!("{what}: `#[checkpoint(never)]` {}:{}", ty.layer.file, span.line),
+        None => format!("{what}: inherited"),
+    }
+}
+
+fn memory(out: &mut String, model: &Model, plan: &Plan) {
+    out.push('\n');
+    let params: usize = model.params.iter().map(|p| p.len() * size_of::<f32>()).sum();
+    line(
+        out,
+        format!(
+            "memory of one micro-batch: parameters {}, gradients {}, temporaries {}",
+            bytes(params),
+            bytes(params),
+            bytes(plan.temporary_bytes)
+        ),
+    );
+    let mut temporary: Vec<_> = plan.buffers.iter().filter(|b| b.segment == Segment::Temporary).collect();
+    temporary.sort_by_key(|b| (std::cmp::Reverse(b.bytes()), b.life, b.name.clone()));
+    for b in temporary.into_iter().take(LISTED) {
+        line(out, format!("  {:>10}  {} ({}), steps {}..={}", bytes(b.bytes()), b.name, b.dtype, b.life.0, b.life.1));
+    }
+}
+
+fn steps(out: &mut String, plan: &Plan) {
+    out.push('\n');
+    let mut counts: BTreeMap<(u8, String), usize> = BTreeMap::new();
+    for s in &plan.steps {
+        let phase = match s.phase {
+            Phase::Forward => 0,
+            Phase::Replay => 1,
+            Phase::Backward => 2,
+        };
+        *counts.entry((phase, s.work.name())).or_default() += 1;
+    }
+    line(out, format!("{} steps", plan.steps.len()));
+    for (phase, title) in ["forward", "forward again, for backward", "backward"].iter().enumerate() {
+        let of_phase: Vec<String> =
+            counts.iter().filter(|((p, _), _)| *p as usize == phase).map(|((_, n), c)| format!("{c} {n}")).collect();
+        if !of_phase.is_empty() {
+            line(out, format!("  {title}: {}", of_phase.join(", ")));
+        }
+    }
+    let regions = plan.steps.iter().filter(|s| matches!(s.work, Work::Region { .. })).count();
+    line(out, format!("  {regions} fused regions, {} library and gradient steps", plan.steps.len() - regions));
+}
+
+/// Each cast of each layer type that changes a value, with the line of the operation that it follows.
+fn casts(out: &mut String, model: &Model) {
+    for ty in &model.types {
+        let func = &ty.programs.train.func;
+        let narrowing: Vec<_> = func
+            .nodes
+            .iter()
+            .filter(|n| n.op.name == "cast" && n.span.line > 0)
+            .map(|n| (n, ty.dtype(func.ty(n.inputs[0]).dtype), ty.dtype(n.attrs.dtype("dtype"))))
+            .filter(|(_, from, to)| from != to && *to != DType::F32)
+            .collect();
+        if narrowing.is_empty() {
+            continue;
+        }
+        out.push('\n');
+        line(out, format!("casts of `{}`", ty.layer.name));
+        for (n, from, to) in narrowing {
+            let value = func.values[n.outputs[0].index()].name.as_deref().unwrap_or("result");
+            line(out, format!("  {}:{}:{}  `{value}` {from} → {to}", ty.layer.file, n.span.line, n.span.column));
+        }
+    }
+}
+
+/// `27.7 MB`, decimal as files are shown.
+pub fn bytes(n: usize) -> String {
+    const UNITS: [&str; 4] = ["B", "kB", "MB", "GB"];
+    let mut x = n as f64;
+    let mut unit = 0;
+    while x >= 1000.0 && unit + 1 < UNITS.len() {
+        x /= 1000.0;
+        unit += 1;
+    }
+    if unit == 0 { format!("{n} B") } else { format!("{x:.1} {}", UNITS[unit]) }
+}
+
+/// `6,917,376`.
+pub fn grouped(n: usize) -> String {
+    let digits = n.to_string();
+    let mut out = String::new();
+    for (i, c) in digits.chars().enumerate() {
+        if i > 0 && (digits.len() - i).is_multiple_of(3) {
+            out.push(',');
+        }
+        let _ = write!(out, "{c}");
+    }
+    out
+}

@@ -1,0 +1,226 @@
+//! Ranks: the engines of a mesh as threads of one process, and what a step asks of all of them together.
+
+use crate::exec::comm::{Comm, Member};
+use crate::exec::{Engine, EngineError, EngineOptions, HostInput, Mode, Run};
+use crate::link::{self, LinkError, LinkOptions, Model};
+use crate::optim::{Group, Optimizer};
+use crate::plan::Plan;
+use std::sync::Arc;
+
+/// Sizes of the mesh axes that are in force.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Mesh {
+    /// Ranks that share the batch.
+    pub data: usize,
+    /// Ranks that share the layers with `#[shard(tensor)]`.
+    pub tensor: usize,
+}
+
+impl Mesh {
+    /// One rank.
+    pub const ONE: Mesh = Mesh { data: 1, tensor: 1 };
+
+    /// Number of ranks.
+    pub fn world_size(self) -> usize {
+        self.data * self.tensor
+    }
+}
+
+/// One rank.
+struct Rank {
+    model: Model,
+    engine: Engine,
+    data: Member,
+}
+
+/// All ranks: rank (d, t) is number d·tensor + t.
+pub struct Ranks {
+    mesh: Mesh,
+    accumulate: usize,
+    all: Vec<Rank>,
+    comms: Vec<Arc<Comm>>,
+}
+
+/// What one step computed, before the update.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Sums {
+    /// Sum of the loss.
+    pub loss: f64,
+    /// Counted targets.
+    pub count: f64,
+}
+
+/// Plans of one rank.
+pub type Plans = (Option<Plan>, Plan);
+
+impl Ranks {
+    /// Links and prepares every rank. `plans` makes a rank's plans from its model.
+    pub fn new(
+        root: &'static crate::layer::LayerDef,
+        link_options: &LinkOptions,
+        mesh: Mesh,
+        accumulate: usize,
+        engine_options: impl Fn(&Model) -> EngineOptions,
+        plans: impl Fn(&Model) -> Plans,
+    ) -> Result<Ranks, RanksError> {
+        let group = |n: usize| Arc::new(Comm::new(n));
+        let data: Vec<Arc<Comm>> = (0..mesh.tensor).map(|_| group(mesh.data)).collect();
+        let tensor: Vec<Arc<Comm>> = (0..mesh.data).map(|_| group(mesh.tensor)).collect();
+        let mut all = Vec::new();
+        for (d, tensor_comm) in tensor.iter().enumerate() {
+            for (t, data_comm) in data.iter().enumerate() {
+                let options = LinkOptions { tensor: (mesh.tensor, t), ..link_options.clone() };
+                let model = link::link(root, &options)?;
+                let (train, evaluate) = plans(&model);
+                let member = Member { comm: tensor_comm.clone(), rank: t };
+                let mut options = engine_options(&model);
+                options.threads = threads_of(options.threads, mesh.world_size());
+                let engine = Engine::new(&model, train, evaluate, &options, member)?;
+                all.push(Rank { model, engine, data: Member { comm: data_comm.clone(), rank: d } });
+            }
+        }
+        let comms = data.into_iter().chain(tensor).collect();
+        Ok(Ranks { mesh, accumulate, all, comms })
+    }
+
+    /// Number of parts into which the batch is cut: data ranks times micro-batches.
+    pub fn parts(&self) -> usize {
+        self.mesh.data * self.accumulate
+    }
+
+    /// The model of rank 0.
+    pub fn model(&self) -> &Model {
+        &self.all[0].model
+    }
+
+    /// The engine of rank 0.
+    pub fn engine(&self) -> &Engine {
+        &self.all[0].engine
+    }
+
+    /// The engine of a rank.
+    pub fn engine_of(&self, rank: usize) -> &Engine {
+        &self.all[rank].engine
+    }
+
+    /// Bytes that ranks have given to collectives so far, per rank.
+    pub fn collective_bytes(&self) -> u64 {
+        self.comms.first().map_or(0, |c| c.bytes()) + self.comms.last().map_or(0, |c| c.bytes())
+    }
+
+    /// Runs `f` on every rank at once; the results in the order of ranks.
+    fn each<T: Send>(&mut self, f: impl Fn(usize, &mut Rank) -> T + Sync) -> Vec<T> {
+        if let [only] = self.all.as_mut_slice() {
+            return vec![f(0, only)];
+        }
+        std::thread::scope(|scope| {
+            let f = &f;
+            let threads: Vec<_> =
+                self.all.iter_mut().enumerate().map(|(i, rank)| scope.spawn(move || f(i, rank))).collect();
+            let joined = threads.into_iter().map(|t| t.join());
+            joined.map(|r| r.unwrap_or_else(|panic| std::panic::resume_unwind(panic))).collect()
+        })
+    }
+
+    /// Initial values on every rank.
+    pub fn initialise(&mut self, seed: u64) {
+        self.each(|_, r| r.engine.initialise(&r.model, seed));
+    }
+
+    /// Runs a plan over a whole batch, whose inputs hold `parts()` parts one after another; training sums gradients over
+    /// micro-batches and data ranks.
+    pub fn run(&mut self, mode: Mode, inputs: &[HostInput<'_>], step: u64, loss_scale: f32) -> Sums {
+        let (mesh, accumulate, parts) = (self.mesh, self.accumulate, self.parts());
+        let sums = self.each(|i, r| {
+            let mut sums = Sums::default();
+            for micro in 0..accumulate {
+                let part = micro * mesh.data + i / mesh.tensor;
+                let slices: Vec<HostInput<'_>> = inputs.iter().map(|x| x.part(part, parts)).collect();
+                r.engine.write_inputs(mode, &slices);
+                r.engine.run(mode, Run { step, micro, part, loss_scale });
+                sums.loss += f64::from(r.engine.output_scalar(mode, 0));
+                sums.count += f64::from(r.engine.output_scalar(mode, 1));
+            }
+            if mode == Mode::Train {
+                r.data.all_reduce(r.engine.grads_mut());
+            }
+            sums
+        });
+        let of_data = sums.iter().step_by(mesh.tensor);
+        of_data.fold(Sums::default(), |a, b| Sums { loss: a.loss + b.loss, count: a.count + b.count })
+    }
+
+    /// Sum of squares of the whole gradient: parts are summed over their ranks, what all ranks hold is counted once.
+    pub fn grad_sum_of_squares(&mut self) -> f64 {
+        let tensor = self.mesh.tensor;
+        let sums = self.each(|_, r| r.engine.grad_sums_of_squares());
+        sums[0].0 + sums[..tensor].iter().map(|s| s.1).sum::<f64>()
+    }
+
+    /// Whether all gradients of all ranks are finite.
+    pub fn grads_finite(&mut self) -> bool {
+        self.each(|_, r| r.engine.grads_finite()).into_iter().all(|finite| finite)
+    }
+
+    /// One optimizer step on every rank.
+    pub fn update(&mut self, optimizer: Optimizer, lr: f64, t: u64, grad_factor: f64) {
+        let group = |decays: bool| if decays { Group::Decay } else { Group::NoDecay };
+        self.each(|_, r| match optimizer {
+            Optimizer::AdamW(o) => r.engine.adamw(|d| o.step(lr, t, grad_factor, group(d))),
+            Optimizer::Sgd(o) => r.engine.sgd(|d| o.step(lr, grad_factor, group(d))),
+        });
+    }
+
+    /// The first value of rank 0's last micro-batch that is not finite: its step and name.
+    pub fn first_non_finite(&mut self, mode: Mode, step: u64, loss_scale: f32) -> Option<(usize, String)> {
+        let run = Run { step, micro: self.accumulate - 1, part: 0, loss_scale };
+        self.each(|_, r| r.engine.first_non_finite(mode, run)).swap_remove(0)
+    }
+
+    /// A whole parameter-shaped tensor, put together from the ranks' parts. `read` gives a rank's part.
+    pub fn gather(&self, p: usize, read: impl Fn(&Engine) -> &[f32]) -> Vec<f32> {
+        let whole: usize = self.model().params[p].dims.iter().product();
+        let mut out = vec![0.0; whole];
+        for r in &self.all[..self.mesh.tensor] {
+            for (i, &x) in read(&r.engine).iter().enumerate() {
+                out[r.model.params[p].global_index(i)] = x;
+            }
+        }
+        out
+    }
+
+    /// Sets a parameter-shaped tensor on every rank. `write` gives a rank's part.
+    pub fn scatter(&mut self, p: usize, whole: &[f32], write: impl Fn(&mut Engine) -> &mut [f32]) {
+        for r in &mut self.all {
+            let param = &r.model.params[p];
+            for (i, x) in write(&mut r.engine).iter_mut().enumerate() {
+                *x = whole[param.global_index(i)];
+            }
+        }
+    }
+
+    /// Writes the shadows of every rank from its masters.
+    pub fn write_shadows(&mut self) {
+        self.each(|_, r| r.engine.write_shadows());
+    }
+}
+
+/// Why ranks cannot be made.
+#[derive(Debug, thiserror::Error)]
+pub enum RanksError {
+    /// The model does not link.
+    #[error(transparent)]
+    Link(#[from] LinkError),
+    /// The device cannot run it.
+    #[error(transparent)]
+    Engine(#[from] EngineError),
+}
+
+/// Threads of one rank: its share, at least one.
+fn threads_of(threads: usize, ranks: usize) -> usize {
+    let all = match threads {
+        0 => std::thread::available_parallelism().map_or(1, usize::from),
+        n => n,
+    };
+    (all / ranks).max(1)
+}

@@ -1,0 +1,89 @@
+//! Session: inference over saved parameters. A root layer, sizes and a state file become a function.
+
+use crate::exec::comm::Member;
+use crate::exec::{Engine, EngineOptions, HostInput, Mode, Run};
+use crate::layer::Layer;
+use crate::link::{self, Keep, LinkOptions, Model};
+use crate::plan;
+use crate::state::{State, TensorData};
+use crate::trainer::{HostBatch, TrainError};
+use kiln_compiler::ir::{ConfigValue, DType, Sizes};
+use std::collections::BTreeMap;
+use std::marker::PhantomData;
+use std::path::Path;
+
+/// An inference session of the root layer `L`.
+pub struct Session<L> {
+    model: Model,
+    engine: Engine,
+    root: PhantomData<fn() -> L>,
+}
+
+impl<L: Layer> Session<L> {
+    /// Plans forward for these sizes and loads the parameters from a state file; other tensors of it are not read.
+    ///
+    /// # Errors
+    /// [`TrainError`] names the first parameter that is missing or has another shape.
+    pub fn load(path: &Path, sizes: Sizes) -> Result<Session<L>, TrainError> {
+        let state = State::load(path)?;
+        let mut session = Session::new(sizes, DType::F32, BTreeMap::new(), 0)?;
+        session.set_params(&state)?;
+        Ok(session)
+    }
+
+    /// A session with initial parameters, to be set by [`Session::set_params`].
+    ///
+    /// # Errors
+    /// [`TrainError`] if the model does not link or fit.
+    pub fn new(
+        sizes: Sizes,
+        precision: DType,
+        config: BTreeMap<String, ConfigValue>,
+        threads: usize,
+    ) -> Result<Session<L>, TrainError> {
+        let options = LinkOptions { sizes: sizes.clone(), config, precision, keep: Keep::Everything, tensor: (1, 0) };
+        let model = link::link(L::DEF, &options)?;
+        let forward = plan::build_forward(&model, &sizes);
+        let decays = vec![false; model.params.len()];
+        let options = EngineOptions { threads, seed: 0, n_moments: 0, decays, poison: false };
+        let mut engine = Engine::new(&model, None, forward, &options, Member::alone())?;
+        engine.initialise(&model, 0);
+        Ok(Session { model, engine, root: PhantomData })
+    }
+
+    /// Takes the parameters of a state.
+    ///
+    /// # Errors
+    /// [`TrainError::State`] names the first that is missing or has another shape; nothing is then changed.
+    pub fn set_params(&mut self, state: &State<'_>) -> Result<(), TrainError> {
+        let own: std::collections::BTreeSet<&str> = self.model.params.iter().map(|p| p.path.as_str()).collect();
+        let tensors = state.tensors.iter().filter(|(n, _)| own.contains(n.as_str()));
+        let kept = State { tensors: tensors.map(|(n, t)| (n.clone(), t.clone())).collect(), meta: BTreeMap::new() };
+        kept.check_fits("", self.model.params.iter().map(|p| (p.path.as_str(), p.dims.as_slice())))?;
+        for (i, p) in self.model.params.iter().enumerate() {
+            let values = kept.tensors.get(&p.path).and_then(TensorData::as_f32).unwrap_or_default();
+            self.engine.param_mut(i).copy_from_slice(values);
+        }
+        self.engine.write_shadows();
+        Ok(())
+    }
+
+    /// Runs forward and returns the first output, row-major.
+    ///
+    /// # Errors
+    /// [`TrainError::Batch`] if an input has another length.
+    pub fn forward(&mut self, batch: &impl HostBatch) -> Result<Vec<f32>, TrainError> {
+        let inputs: Vec<HostInput<'_>> = batch.inputs();
+        let plan = self.engine.plan(Mode::Evaluate);
+        for (index, &b) in plan.inputs.iter().enumerate() {
+            let (wanted, found) = (plan.buffers[b].elements, inputs.get(index).map_or(0, HostInput::len));
+            if wanted != found {
+                let layer = self.model.types[self.model.root.ty].layer.name.clone();
+                return Err(TrainError::Batch { layer, index, wanted, found });
+            }
+        }
+        self.engine.write_inputs(Mode::Evaluate, &inputs);
+        self.engine.run(Mode::Evaluate, Run { step: 0, micro: 0, part: 0, loss_scale: 1.0 });
+        Ok(self.engine.output(Mode::Evaluate, 0))
+    }
+}

@@ -1,0 +1,615 @@
+//! Trainer: a root layer and sizes become a session that trains, evaluates, saves and resumes.
+//!
+//! One step: forward and backward of each micro-batch, then found-inf → unscale → clip → optimizer, in this order. The loss is
+//! Σsum/Σcount over all micro-batches, so accumulation and ignored targets cannot change its normalisation.
+
+use crate::exec::{EngineError, EngineOptions, HostInput, Mode, micro_sizes};
+use crate::layer::Layer;
+use crate::link::{self, Keep, LinkError, LinkOptions, Model};
+use crate::optim::{AdamW, Group, Groups, Optimizer, OptimizerError, clip_factor};
+use crate::plan::{self, Plan};
+use crate::ranks::{Mesh, Ranks, RanksError};
+use crate::scaler::{LossScaler, ScalerOptions};
+use crate::schedule::{Schedule, ScheduleError};
+use crate::state::{State, StateError, TensorData};
+use kiln_compiler::ir::{ArgKind, Axis, ConfigValue, DType, Output, Sizes};
+use std::collections::BTreeMap;
+use std::marker::PhantomData;
+use std::path::Path;
+
+/// Anything that can go wrong in a session.
+#[derive(Debug, thiserror::Error)]
+pub enum TrainError {
+    /// The model does not link.
+    #[error(transparent)]
+    Link(#[from] LinkError),
+    /// The device cannot run it.
+    #[error(transparent)]
+    Engine(#[from] EngineError),
+    /// A rank of the mesh.
+    #[error(transparent)]
+    Ranks(#[from] RanksError),
+    /// The state file.
+    #[error(transparent)]
+    State(#[from] StateError),
+    /// The schedule.
+    #[error(transparent)]
+    Schedule(#[from] ScheduleError),
+    /// The optimizer.
+    #[error(transparent)]
+    Optimizer(#[from] OptimizerError),
+    /// The root returns tensors.
+    #[error(
+        "K0711: layer `{0}` does not return `Loss`, so it cannot be trained; make it the child of a layer that does"
+    )]
+    NotALoss(String),
+    /// The batch axis cannot be divided.
+    #[error(
+        "K0712: axis `{axis}` = {size} cannot be divided into {parts} parts (micro-batches × data ranks); legal numbers are {legal:?}"
+    )]
+    Indivisible {
+        /// The batch axis.
+        axis: String,
+        /// Its size.
+        size: usize,
+        /// Parts asked for.
+        parts: usize,
+        /// Divisors of the size.
+        legal: Vec<usize>,
+    },
+    /// The root's inputs do not share a leading axis.
+    #[error("K0713: the inputs of `{0}` must share their first axis, the batch")]
+    NoBatchAxis(String),
+    /// A batch that does not fit.
+    #[error("K0805: input {index} of `{layer}` needs {wanted} elements, the batch has {found}")]
+    Batch {
+        /// Root.
+        layer: String,
+        /// Which input.
+        index: usize,
+        /// Elements needed.
+        wanted: usize,
+        /// Elements given.
+        found: usize,
+    },
+    /// Not one target counts.
+    #[error(
+        "K0806: step {0}: every target is ignored, so the loss has no value; give a batch with at least one target"
+    )]
+    NoTargets(u64),
+    /// NaN or infinity in the loss.
+    #[error(
+        "K0807: step {step}: the loss is {loss}; the first value that is not finite is `{value}` ({operation} of layer `{path}`, {file}:{line})"
+    )]
+    NotFinite {
+        /// Step.
+        step: u64,
+        /// Loss.
+        loss: f64,
+        /// Value's name.
+        value: String,
+        /// Operation.
+        operation: String,
+        /// Layer instance.
+        path: String,
+        /// Source file.
+        file: String,
+        /// Line.
+        line: u32,
+    },
+    /// A state of another model.
+    #[error(
+        "K0808: the state was saved with {key} = {saved}, this session has {here}; use the same value or start a new run"
+    )]
+    Differs {
+        /// What differs.
+        key: String,
+        /// In the file.
+        saved: String,
+        /// Here.
+        here: String,
+    },
+}
+
+/// What a batch gives to the root, in the order of its inputs.
+pub trait HostBatch {
+    /// The inputs.
+    fn inputs(&self) -> Vec<HostInput<'_>>;
+}
+
+impl HostBatch for crate::data::Batch {
+    fn inputs(&self) -> Vec<HostInput<'_>> {
+        vec![HostInput::I32(&self.ids), HostInput::I32(&self.next)]
+    }
+}
+
+impl HostBatch for Vec<i32> {
+    fn inputs(&self) -> Vec<HostInput<'_>> {
+        vec![HostInput::I32(self)]
+    }
+}
+
+impl<'a> HostBatch for Vec<HostInput<'a>> {
+    fn inputs(&self) -> Vec<HostInput<'_>> {
+        self.clone()
+    }
+}
+
+impl HostBatch for (Vec<f32>, Vec<i32>) {
+    fn inputs(&self) -> Vec<HostInput<'_>> {
+        vec![HostInput::F32(&self.0), HostInput::I32(&self.1)]
+    }
+}
+
+impl HostBatch for (Vec<i32>, Vec<i32>) {
+    fn inputs(&self) -> Vec<HostInput<'_>> {
+        vec![HostInput::I32(&self.0), HostInput::I32(&self.1)]
+    }
+}
+
+/// Settings of a session; `build` plans and allocates.
+#[derive(Clone, Debug)]
+pub struct TrainerBuilder<L> {
+    sizes: Sizes,
+    config: BTreeMap<String, ConfigValue>,
+    precision: DType,
+    keep: Keep,
+    seed: u64,
+    threads: usize,
+    accumulate: usize,
+    mesh: Mesh,
+    optimizer: Optimizer,
+    groups: Groups,
+    schedule: Schedule,
+    clip: Option<f64>,
+    scaler: ScalerOptions,
+    poison: bool,
+    root: PhantomData<fn() -> L>,
+}
+
+impl<L: Layer> TrainerBuilder<L> {
+    /// Precision that layers without `#[precision]` compute in.
+    pub fn precision(mut self, dtype: DType) -> Self {
+        self.precision = dtype;
+        self
+    }
+
+    /// What layers without `#[checkpoint]` keep for backward.
+    pub fn checkpoint(mut self, keep: Keep) -> Self {
+        self.keep = keep;
+        self
+    }
+
+    /// Value of a `#[config]` argument, by its name or as `layer.name`.
+    pub fn config(mut self, name: &str, value: ConfigValue) -> Self {
+        self.config.insert(name.to_owned(), value);
+        self
+    }
+
+    /// Key of initial values and of all random streams.
+    pub fn seed(mut self, seed: u64) -> Self {
+        self.seed = seed;
+        self
+    }
+
+    /// Worker threads; 0 means one per processor. The result does not depend on it.
+    pub fn threads(mut self, threads: usize) -> Self {
+        self.threads = threads;
+        self
+    }
+
+    /// Micro-batches per step.
+    pub fn accumulate(mut self, micro_batches: usize) -> Self {
+        self.accumulate = micro_batches;
+        self
+    }
+
+    /// Ranks, as threads of this process.
+    pub fn mesh(mut self, mesh: Mesh) -> Self {
+        self.mesh = mesh;
+        self
+    }
+
+    /// Update rule.
+    pub fn optimizer(mut self, optimizer: Optimizer) -> Self {
+        self.optimizer = optimizer;
+        self
+    }
+
+    /// Which parameters decay, where the rule by rank is not wanted.
+    pub fn groups(mut self, groups: Groups) -> Self {
+        self.groups = groups;
+        self
+    }
+
+    /// Learning rate.
+    pub fn schedule(mut self, schedule: Schedule) -> Self {
+        self.schedule = schedule;
+        self
+    }
+
+    /// Largest global norm of the gradients; larger ones are scaled down to it.
+    pub fn clip(mut self, max_norm: f64) -> Self {
+        self.clip = Some(max_norm);
+        self
+    }
+
+    /// Dynamic loss scaling of f16 layers.
+    pub fn loss_scaling(mut self, options: ScalerOptions) -> Self {
+        self.scaler = options;
+        self
+    }
+
+    /// Fills each buffer with NaN before its birth and after its death: for tests of the plan.
+    pub fn poison(mut self, poison: bool) -> Self {
+        self.poison = poison;
+        self
+    }
+
+    /// Links, plans and checks everything, then allocates and initialises.
+    ///
+    /// # Errors
+    /// [`TrainError`] names the first thing that does not fit; nothing is allocated before all checks have passed.
+    pub fn build(self) -> Result<Trainer<L>, TrainError> {
+        self.schedule.check()?;
+        match &self.optimizer {
+            Optimizer::AdamW(_) | Optimizer::Sgd(_) => self.optimizer.check()?,
+        }
+        let TrainerBuilder { sizes, config, precision, keep, seed, mesh, .. } = self;
+        let options = LinkOptions { sizes: sizes.clone(), config, precision, keep, tensor: (1, 0) };
+        let whole = link::link(L::DEF, &options)?;
+        let root = &whole.types[whole.root.ty].layer;
+        if root.output != Output::Loss {
+            return Err(TrainError::NotALoss(root.name.clone()));
+        }
+        let batch_axis = batch_axis(root)?;
+        let (batch, parts) = (sizes.of(batch_axis), self.accumulate * mesh.data);
+        if parts == 0 || !batch.is_multiple_of(parts) {
+            let legal = (1..=batch).filter(|n| batch.is_multiple_of(*n)).collect();
+            return Err(TrainError::Indivisible { axis: batch_axis.to_string(), size: batch, parts, legal });
+        }
+        let local = micro_sizes(&sizes, batch_axis, parts);
+        let scaled = whole.types.iter().any(|t| t.compute == DType::F16);
+        let n_moments = self.optimizer.moments().len();
+        let engine_options = |model: &Model| EngineOptions {
+            threads: self.threads,
+            seed,
+            n_moments,
+            decays: model.params.iter().map(|p| self.groups.of(&p.path, p.dims.len()) == Group::Decay).collect(),
+            poison: self.poison,
+        };
+        let plans = |model: &Model| (Some(plan::build(model, &local)), plan::build_forward(model, &local));
+        let mut ranks = Ranks::new(L::DEF, &options, mesh, self.accumulate, engine_options, plans)?;
+        ranks.initialise(seed);
+        let scaler = scaled.then(|| LossScaler::new(self.scaler));
+        Ok(Trainer {
+            ranks,
+            optimizer: self.optimizer,
+            schedule: self.schedule,
+            clip: self.clip,
+            scaler,
+            scaler_options: self.scaler,
+            seed,
+            step: 0,
+            updates: 0,
+            root: PhantomData,
+        })
+    }
+}
+
+/// The first axis of the root's inputs, which all must share.
+fn batch_axis(root: &kiln_compiler::ir::Layer) -> Result<Axis, TrainError> {
+    let mut first = root.args.iter().filter_map(|a| match &a.kind {
+        ArgKind::Input(ty) => Some(ty.shape.first().copied()),
+        _ => None,
+    });
+    let axis = first.next().flatten().ok_or_else(|| TrainError::NoBatchAxis(root.name.clone()))?;
+    if first.all(|a| a == Some(axis)) { Ok(axis) } else { Err(TrainError::NoBatchAxis(root.name.clone())) }
+}
+
+/// A training session.
+pub struct Trainer<L> {
+    ranks: Ranks,
+    optimizer: Optimizer,
+    schedule: Schedule,
+    clip: Option<f64>,
+    scaler: Option<LossScaler>,
+    scaler_options: ScalerOptions,
+    seed: u64,
+    /// Batches seen.
+    step: u64,
+    /// Optimizer steps done (skipped ones are not counted).
+    updates: u64,
+    root: PhantomData<fn() -> L>,
+}
+
+/// What one step did.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct StepReport {
+    /// Number of this step, from 1.
+    pub step: u64,
+    /// Mean loss over all counted targets, in nats.
+    pub loss: f64,
+    /// Number of counted targets.
+    pub count: f64,
+    /// Global gradient norm before clipping.
+    pub grad_norm: f64,
+    /// Learning rate.
+    pub lr: f64,
+    /// Loss scale; 1 without f16.
+    pub loss_scale: f64,
+    /// Whether the update was skipped because of an overflow.
+    pub skipped: bool,
+}
+
+impl<L: Layer> Trainer<L> {
+    /// A session of the root layer `L` with these sizes.
+    #[expect(clippy::new_ret_no_self, reason = "a session is built in steps, and `new` is the field's word for it")]
+    pub fn new(sizes: Sizes) -> TrainerBuilder<L> {
+        TrainerBuilder {
+            sizes,
+            config: BTreeMap::new(),
+            precision: DType::F32,
+            keep: Keep::Everything,
+            seed: 0,
+            threads: 0,
+            accumulate: 1,
+            mesh: Mesh::ONE,
+            optimizer: Optimizer::AdamW(AdamW::default()),
+            groups: Groups::default(),
+            schedule: Schedule::constant(DEFAULT_LR),
+            clip: None,
+            scaler: ScalerOptions::default(),
+            poison: false,
+            root: PhantomData,
+        }
+    }
+
+    /// Trains on one batch.
+    ///
+    /// # Errors
+    /// [`TrainError`]; after an error the weights are those before the step.
+    pub fn step(&mut self, batch: &impl HostBatch) -> Result<StepReport, TrainError> {
+        let inputs = batch.inputs();
+        self.check_batch(Mode::Train, &inputs)?;
+        let scale = self.scaler.as_ref().map_or(1.0, LossScaler::scale);
+        let sums = self.ranks.run(Mode::Train, &inputs, self.step, scale);
+        let (sum, count) = (sums.loss, sums.count);
+        let number = self.step + 1;
+        if count == 0.0 {
+            return Err(TrainError::NoTargets(number));
+        }
+        let loss = sum / count;
+        if !loss.is_finite() {
+            return Err(self.not_finite(number, loss, scale));
+        }
+        let unscale = 1.0 / (count * f64::from(scale));
+        let grad_norm = self.ranks.grad_sum_of_squares().sqrt() * unscale;
+        let lr = self.schedule.lr(self.step);
+        let found_inf = self.scaler.is_some() && !self.ranks.grads_finite();
+        if !found_inf {
+            self.update(lr, unscale * self.clip.map_or(1.0, |max_norm| clip_factor(grad_norm, max_norm)));
+        }
+        if let Some(scaler) = &mut self.scaler {
+            scaler.update(found_inf);
+        }
+        self.step = number;
+        let loss_scale = f64::from(scale);
+        Ok(StepReport { step: number, loss, count, grad_norm, lr, loss_scale, skipped: found_inf })
+    }
+
+    fn update(&mut self, lr: f64, grad_factor: f64) {
+        self.updates += 1;
+        self.ranks.update(self.optimizer, lr, self.updates, grad_factor);
+    }
+
+    fn not_finite(&mut self, step: u64, loss: f64, scale: f32) -> TrainError {
+        let found = self.ranks.first_non_finite(Mode::Train, step - 1, scale);
+        let plan = self.plan();
+        let (at, value) = found.unwrap_or((plan.steps.len() - 1, "loss".to_owned()));
+        let s = &plan.steps[at];
+        TrainError::NotFinite {
+            step,
+            loss,
+            value,
+            operation: s.work.name(),
+            path: s.path.to_string(),
+            file: s.file.to_string(),
+            line: s.line,
+        }
+    }
+
+    fn check_batch(&self, mode: Mode, inputs: &[HostInput<'_>]) -> Result<(), TrainError> {
+        let (plan, parts) = (self.ranks.engine().plan(mode), self.ranks.parts());
+        let model = self.model();
+        for (index, &b) in plan.inputs.iter().enumerate() {
+            let wanted = plan.buffers[b].elements * parts;
+            let found = inputs.get(index).map_or(0, HostInput::len);
+            if found != wanted {
+                let layer = model.types[model.root.ty].layer.name.clone();
+                return Err(TrainError::Batch { layer, index, wanted, found });
+            }
+        }
+        Ok(())
+    }
+
+    /// Mean loss over batches, without training.
+    ///
+    /// # Errors
+    /// [`TrainError`] for a batch that does not fit or counts no target.
+    pub fn evaluate<'b, B: HostBatch + 'b>(
+        &mut self,
+        batches: impl IntoIterator<Item = &'b B>,
+    ) -> Result<f64, TrainError> {
+        let (mut sum, mut count) = (0.0f64, 0.0f64);
+        for batch in batches {
+            let inputs = batch.inputs();
+            self.check_batch(Mode::Evaluate, &inputs)?;
+            let sums = self.ranks.run(Mode::Evaluate, &inputs, 0, 1.0);
+            sum += sums.loss;
+            count += sums.count;
+        }
+        if count == 0.0 { Err(TrainError::NoTargets(self.step)) } else { Ok(sum / count) }
+    }
+
+    /// Batches seen so far.
+    pub fn steps_done(&self) -> u64 {
+        self.step
+    }
+
+    /// The linked model.
+    pub fn model(&self) -> &Model {
+        self.ranks.model()
+    }
+
+    /// The plan of a training micro-batch.
+    pub fn plan(&self) -> &Plan {
+        self.ranks.engine().plan(Mode::Train)
+    }
+
+    /// Bytes of the arena.
+    pub fn peak_bytes(&self) -> usize {
+        self.ranks.engine().bytes()
+    }
+
+    /// The largest owners of memory, largest first.
+    pub fn owners(&self) -> Vec<(String, usize)> {
+        self.ranks.engine().owners()
+    }
+
+    /// The ranks of the mesh.
+    pub fn ranks(&self) -> &Ranks {
+        &self.ranks
+    }
+
+    fn position(&self, path: &str) -> Option<usize> {
+        self.model().params.iter().position(|p| p.path == path)
+    }
+
+    /// Values of the whole parameter at `path`.
+    pub fn param(&self, path: &str) -> Option<Vec<f32>> {
+        let p = self.position(path)?;
+        Some(self.ranks.gather(p, |e| e.param(p)))
+    }
+
+    /// Sets the whole parameter at `path`; `false` if there is none or it has another length.
+    pub fn set_param(&mut self, path: &str, values: &[f32]) -> bool {
+        let Some(p) = self.position(path) else { return false };
+        if self.model().params[p].dims.iter().product::<usize>() != values.len() {
+            return false;
+        }
+        self.ranks.scatter(p, values, |e| e.param_mut(p));
+        self.ranks.write_shadows();
+        true
+    }
+
+    /// Gradient of the whole parameter at `path` after the last step: summed over targets and loss-scaled, as backward left it.
+    pub fn grad(&self, path: &str) -> Option<Vec<f32>> {
+        let p = self.position(path)?;
+        Some(self.ranks.gather(p, |e| e.grad(p)))
+    }
+
+    /// The session as a state, with `extra` texts (a data cursor, for one).
+    pub fn state(&self, extra: &[(&str, String)]) -> State<'static> {
+        let mut state = State::default();
+        for (i, p) in self.model().params.iter().enumerate() {
+            let values = self.ranks.gather(i, |e| e.param(i));
+            state.tensors.insert(p.path.clone(), TensorData::f32(p.dims.clone(), values));
+            for (k, name) in self.optimizer.moments().iter().enumerate() {
+                let moment = TensorData::f32(p.dims.clone(), self.ranks.gather(i, |e| e.moment(k, i)));
+                state.tensors.insert(format!("{OPTIMIZER_PREFIX}{name}.{}", p.path), moment);
+            }
+        }
+        let mut meta = |k: &str, v: String| state.meta.insert(k.to_owned(), v);
+        meta("step", self.step.to_string());
+        meta("updates", self.updates.to_string());
+        meta("seed", self.seed.to_string());
+        meta("sizes", sizes_text(&self.model().sizes));
+        if let Some(s) = &self.scaler {
+            meta("loss_scale", s.scale().to_string());
+            meta("growth_tracker", s.growth_tracker().to_string());
+        }
+        for (k, v) in extra {
+            meta(k, v.clone());
+        }
+        state
+    }
+
+    /// Saves durably: the same session gives the same bytes.
+    ///
+    /// # Errors
+    /// [`TrainError::State`]; an existing file is then unchanged.
+    pub fn save(&self, path: &Path, extra: &[(&str, String)]) -> Result<(), TrainError> {
+        Ok(self.state(extra).save(path)?)
+    }
+
+    /// Continues from a state file; returns its texts. Bit-exact: weights, moments, steps, loss scale.
+    ///
+    /// # Errors
+    /// [`TrainError`] names the first difference; the session is then unchanged.
+    pub fn resume(&mut self, path: &Path) -> Result<BTreeMap<String, String>, TrainError> {
+        let state = State::load(path)?;
+        let here = sizes_text(&self.model().sizes);
+        let saved: String = state.meta_value("sizes", "the sizes of the axes")?;
+        if let Some((key, saved, here)) = first_difference(&saved, &here) {
+            return Err(TrainError::Differs { key, saved, here });
+        }
+        let moments = self.optimizer.moments();
+        let mut names: Vec<(String, &[usize])> = Vec::new();
+        for p in &self.model().params {
+            names.push((p.path.clone(), &p.dims));
+            names.extend(moments.iter().map(|m| (format!("{OPTIMIZER_PREFIX}{m}.{}", p.path), p.dims.as_slice())));
+        }
+        state.check_fits("", names.iter().map(|(n, d)| (n.as_str(), *d)))?;
+        let step = state.meta_value("step", "a number of steps")?;
+        let updates = state.meta_value("updates", "a number of steps")?;
+        let seed: u64 = state.meta_value("seed", "a number")?;
+        if seed != self.seed {
+            return Err(TrainError::Differs {
+                key: "seed".into(),
+                saved: seed.to_string(),
+                here: self.seed.to_string(),
+            });
+        }
+        let scaler = match &self.scaler {
+            None => None,
+            Some(_) => {
+                let scale = state.meta_value("loss_scale", "a number")?;
+                Some(LossScaler::restore(self.scaler_options, scale, state.meta_value("growth_tracker", "a number")?))
+            }
+        };
+        let values = |name: &str| state.tensors.get(name).and_then(TensorData::as_f32).unwrap_or_default();
+        let paths: Vec<String> = self.model().params.iter().map(|p| p.path.clone()).collect();
+        for (i, path) in paths.iter().enumerate() {
+            self.ranks.scatter(i, values(path), |e| e.param_mut(i));
+            for (k, m) in moments.iter().enumerate() {
+                self.ranks.scatter(i, values(&format!("{OPTIMIZER_PREFIX}{m}.{path}")), |e| e.moment_mut(k, i));
+            }
+        }
+        self.ranks.write_shadows();
+        (self.step, self.updates, self.scaler) = (step, updates, scaler);
+        Ok(state.meta)
+    }
+}
+
+/// PyTorch's default of Adam.
+const DEFAULT_LR: f64 = 1e-3;
+/// Names of moments in a state start with this; no parameter path can, since it would need a layer of that name.
+const OPTIMIZER_PREFIX: &str = "optimizer.";
+/// `B=8 S=256 ..`, by name.
+pub fn sizes_text(sizes: &Sizes) -> String {
+    sizes.iter().map(|(a, n)| format!("{a}={n}")).collect::<Vec<_>>().join(" ")
+}
+
+/// The first entry in which two `sizes_text`s differ: (name, there, here).
+fn first_difference(saved: &str, here: &str) -> Option<(String, String, String)> {
+    let parse = |text: &str| -> BTreeMap<String, String> {
+        text.split(' ').filter_map(|e| e.split_once('=')).map(|(k, v)| (k.to_owned(), v.to_owned())).collect()
+    };
+    let (saved, here) = (parse(saved), parse(here));
+    let names: std::collections::BTreeSet<&String> = saved.keys().chain(here.keys()).collect();
+    names.into_iter().find(|n| saved.get(*n) != here.get(*n)).map(|n| {
+        let shown = |m: &BTreeMap<String, String>| m.get(n).cloned().unwrap_or_else(|| "nothing".to_owned());
+        (n.clone(), shown(&saved), shown(&here))
+    })
+}
