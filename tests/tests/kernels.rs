@@ -1,7 +1,7 @@
 //! The kernel tier: emitted and walked kernels on wgpu against the f64 meaning of their regions, at sizes from one element to several cubes.
 
 use kiln::__private::gpu::DefineFn;
-use kiln::device::cube::StreamState;
+use kiln::device::cube::{Binding, RegionArgs, StreamState};
 use kiln::device::wgpu::{self, Device};
 use kiln::layer::KernelDef;
 use kiln_compiler::fuse::reference::{self, Bindings};
@@ -96,14 +96,15 @@ fn run_all(name: &str, emitted: Option<KernelDef>) {
 }
 
 fn run(device: &Device, case: &Case, emitted: Option<&KernelDef>, sizes: &Sizes, dtypes: &[DType]) {
-    let region = Arc::new(case.region.clone());
+    let region = Arc::new(Region { dtypes: dtypes.to_vec(), ..case.region.clone() });
     let operands = (case.operands)(case, sizes, dtypes);
     let scalars: Vec<f32> = region.scalars.iter().map(|s| scalar(s, sizes)).collect();
     let uniform = |i: usize, index: u64| regions::uniform(stream(i).key, stream(i).offset + index, STEP);
     let bindings = Bindings { dtypes, scalars: &scalars, uniform: &uniform };
     let expected = reference::run(&region, sizes, &bindings, &operands);
 
-    let prepared = device.prepare(&region, emitted, sizes, dtypes).expect("the region is ready");
+    let binding = Binding { sizes, dtype: &|d| d, part: &|_| None };
+    let prepared = device.prepare(&region, emitted, &binding).expect("the region is ready");
     let upload = |(a, l): (&kiln_compiler::interp::Array, &kiln_compiler::fuse::Layout)| {
         device.upload(dtypes[l.dtype], &a.data).expect("operands fit")
     };
@@ -113,7 +114,8 @@ fn run(device: &Device, case: &Case, emitted: Option<&KernelDef>, sizes: &Sizes,
     };
     let outputs: Vec<_> = expected.iter().zip(&region.outputs).map(poison).collect();
     let streams: Vec<StreamState> = (0..region.streams.len()).map(stream).collect();
-    device.run_region_into(&prepared, &inputs, &outputs, &scalars, &streams, STEP).expect("the launch is accepted");
+    let args = RegionArgs { inputs: &inputs, outputs: &outputs, accumulate: &[], streams: &streams, step: STEP };
+    device.run_region(&prepared, &args).expect("the launch is accepted");
     for (o, (expected, buffer)) in expected.iter().zip(&outputs).enumerate() {
         let got = device.download(buffer).expect("the launch succeeds");
         let dtype = dtypes[region.outputs[o].1.dtype];

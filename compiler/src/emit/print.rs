@@ -26,7 +26,7 @@ pub fn function(kernel: &Kernel, name: &str) -> TokenStream {
     // #[cube]
     // pub fn swiglu(
     //     gate: &Array<Vector<gpu::F0, gpu::N0>>, .., size_s: usize, scalar_0: f32,
-    //     #[comptime] width: usize, #[comptime] cube_dim: u32, #[comptime] rounding_0: gpu::Rounding,
+    //     #[comptime] width: usize, #[comptime] cube_dim: u32, #[comptime] accumulate: u32, #[comptime] rounding_0: gpu::Rounding,
     // ) {
     //     let scalar_0 = Vector::<f32, gpu::N1>::new(scalar_0);
     //     let unit = ABSOLUTE_POS;
@@ -36,7 +36,8 @@ pub fn function(kernel: &Kernel, name: &str) -> TokenStream {
         #[cube]
         pub fn #name(
             #(#buffers,)* #(#indices: usize,)* #(#scalars: f32,)*
-            #[comptime] width: usize, #[comptime] cube_dim: u32, #(#[comptime] #roundings: gpu::Rounding,)*
+            #[comptime] width: usize, #[comptime] cube_dim: u32, #[comptime] accumulate: u32,
+            #(#[comptime] #roundings: gpu::Rounding,)*
         ) {
             #shared
             #(let #scalars = Vector::<f32, gpu::N1>::new(#scalars);)*
@@ -55,15 +56,14 @@ pub fn local(kernel: &Kernel, var: Var) -> Ident {
     ident(&kernel.locals[var].name)
 }
 
-/// Element type of a buffer: `Vector<gpu::F0, gpu::N0>`, or `gpu::F0` where it is read by elements.
+/// Element type of a buffer: `Vector<gpu::F0, gpu::N0>`, with one lane (`gpu::N1`) where it is read by elements.
 pub fn element(buffer: &Buffer) -> TokenStream {
     let scalar = scalar(buffer);
-    // A partial sum is read by vectors of one lane where the region has no vectors.
-    match (buffer.vector, buffer.arg) {
-        (true, _) => quote! { Vector<#scalar, gpu::N0> },
-        (false, BufferArg::Partial(_)) => quote! { Vector<#scalar, gpu::N1> },
-        (false, _) => scalar,
+    if matches!(buffer.arg, BufferArg::Random) {
+        return scalar;
     }
+    let lanes = width(buffer.vector);
+    quote! { Vector<#scalar, #lanes> }
 }
 
 fn scalar(buffer: &Buffer) -> TokenStream {
@@ -119,10 +119,12 @@ fn stmt(kernel: &Kernel, stmt_: &Stmt) -> TokenStream {
         Stmt::Store { buffer, at, value } => {
             let b = &kernel.buffers[*buffer];
             let (to, at, value) = (ident(&b.name), at_index(b, name(at)), stored(kernel, *value));
-            let (scalar, lanes) = (scalar(b), width(b.vector));
-            match b.vector {
-                true => quote! { #to[#at] = Vector::<#scalar, #lanes>::cast_from(#value); },
-                false => quote! { #to[#at] = #scalar::cast_from(#value); },
+            match b.arg {
+                BufferArg::Output(o) => {
+                    let o = Literal::u32_suffixed(o as u32);
+                    quote! { gpu::store(#to, #at, #value, comptime!(accumulate >> #o & 1u32 == 1u32)); }
+                }
+                BufferArg::Input(_) | BufferArg::Partial(_) | BufferArg::Random => panic!("only outputs are stored"),
             }
         }
         Stmt::Accumulate { buffer, at, value, first } => {

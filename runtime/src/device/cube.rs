@@ -10,8 +10,8 @@ use cubecl::ir::{ElemType, FloatKind, IntKind, StorageType, Type, UIntKind};
 use cubecl::prelude::*;
 use cubecl::server::Handle;
 use kiln_compiler::fuse::kernel::{Kernel, KernelError, MAX_DTYPES};
-use kiln_compiler::fuse::{BufferArg, Index, IndexArg, Region};
-use kiln_compiler::ir::{DType, Sizes};
+use kiln_compiler::fuse::{BufferArg, Index, IndexArg, Region, ScalarArg};
+use kiln_compiler::ir::{Attr, Axis, DType, Sizes};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Mutex, PoisonError};
 use thiserror::Error;
@@ -97,6 +97,14 @@ pub enum CubeError {
         /// How many were given.
         got: usize,
     },
+    /// A scalar that linking should have made a number.
+    #[error("kernel `{kernel}`: scalar {value} is no number")]
+    Scalar {
+        /// Name of the kernel.
+        kernel: String,
+        /// What it is.
+        value: String,
+    },
     /// The device reported a failure.
     #[error("the device failed: {0}")]
     Failed(String),
@@ -121,6 +129,8 @@ pub struct Spec {
     pub width: usize,
     /// Units of a cube.
     pub cube_dim: u32,
+    /// By bit, the outputs that are added to what is in memory.
+    pub accumulate: u32,
     /// The program, for a region without an emitted kernel.
     pub program: Option<Program>,
 }
@@ -160,6 +170,40 @@ pub struct StreamState {
     pub offset: u64,
 }
 
+/// This rank's part of an axis.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Part {
+    /// Global index of its first element.
+    pub offset: usize,
+    /// Size of the whole axis.
+    pub whole: usize,
+}
+
+/// What a model binds when it is linked.
+pub struct Binding<'a> {
+    /// Local sizes of all axes.
+    pub sizes: &'a Sizes,
+    /// Resolves the element types of layers.
+    pub dtype: &'a dyn Fn(DType) -> DType,
+    /// Which part of an axis this rank holds; `None`: all of it.
+    pub part: &'a dyn Fn(Axis) -> Option<Part>,
+}
+
+/// Arguments of one run.
+#[derive(Clone, Copy)]
+pub struct RegionArgs<'a> {
+    /// In the order of [`Region::inputs`].
+    pub inputs: &'a [Buffer],
+    /// In the order of [`Region::outputs`].
+    pub outputs: &'a [Buffer],
+    /// For each output whether to add to its old f32 values; empty if none is.
+    pub accumulate: &'a [bool],
+    /// In the order of [`Region::streams`].
+    pub streams: &'a [StreamState],
+    /// Number of the training step, for random streams.
+    pub step: u64,
+}
+
 /// How launches are shaped on a device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Shape {
@@ -181,7 +225,10 @@ pub struct Prepared {
     spec: Spec,
     define: DefineFn,
     extents: Vec<usize>,
+    /// For each domain axis this rank's part.
+    parts: Vec<Part>,
     sizes: Sizes,
+    scalars: Vec<f32>,
     cubes: usize,
     /// Element types of inputs, then of outputs.
     dtypes: Vec<DType>,
@@ -327,14 +374,15 @@ impl<R: Runtime> CubeDevice<R> {
         cubecl::future::block_on(self.client.sync()).map_err(|e| self.poison(e.to_string()))
     }
 
-    /// Makes a region ready: without an emitted kernel its program is walked. `dtypes` are its slots' types.
+    /// Makes a region ready: without an emitted kernel its program is walked.
     pub fn prepare(
         &self,
         region: &Arc<Region>,
         emitted: Option<&KernelDef>,
-        sizes: &Sizes,
-        dtypes: &[DType],
+        binding: &Binding<'_>,
     ) -> Result<Prepared, CubeError> {
+        let sizes = binding.sizes;
+        let dtypes: Vec<DType> = region.dtypes.iter().map(|&d| (binding.dtype)(d)).collect();
         let hash = region.hash();
         let name = emitted.map_or_else(|| format!("region_{hash:016x}"), |k| k.name.to_owned());
         let program = Kernel::of(region).map_err(|error| CubeError::Region { kernel: name.clone(), error })?;
@@ -358,15 +406,30 @@ impl<R: Runtime> CubeDevice<R> {
             roundings: [Rounding::None; MAX_DTYPES],
             width,
             cube_dim,
+            accumulate: 0,
             program: walked,
         };
-        for (slot, &dtype) in dtypes.iter().enumerate().take(MAX_DTYPES) {
+        for (slot, &dtype) in dtypes.iter().enumerate() {
             spec.types[slot] = self.storage(dtype);
             spec.roundings[slot] = rounding(dtype);
         }
         let stored = region.layouts().map(|l| dtypes[l.dtype]).collect();
-        let (region, sizes) = (region.clone(), sizes.clone());
-        let prepared = Prepared { region, kernel: program, spec, define, extents, sizes, cubes, dtypes: stored };
+        let whole = |a: &Axis| Part { offset: 0, whole: sizes.of(*a) };
+        let parts = region.domain.iter().map(|a| (binding.part)(*a).unwrap_or_else(|| whole(a))).collect();
+        let bind = |s| bind_scalar(&spec.name, s, binding);
+        let scalars = region.scalars.iter().map(bind).collect::<Result<Vec<f32>, CubeError>>()?;
+        let prepared = Prepared {
+            region: region.clone(),
+            kernel: program,
+            spec,
+            define,
+            extents,
+            parts,
+            sizes: sizes.clone(),
+            scalars,
+            cubes,
+            dtypes: stored,
+        };
         self.build(&prepared.spec, prepared.define)?;
         Ok(prepared)
     }
@@ -419,38 +482,20 @@ impl<R: Runtime> CubeDevice<R> {
         Ok(Buffer { handle: self.client.empty(bytes.max(4)), dtype, len })
     }
 
-    /// Runs one region: results in the order of its outputs.
-    pub fn run_region(
-        &self,
-        prepared: &Prepared,
-        inputs: &[Buffer],
-        scalars: &[f32],
-        streams: &[StreamState],
-        step: u64,
-    ) -> Result<Vec<Buffer>, CubeError> {
+    /// Buffers for the outputs of a region, not initialised.
+    pub fn outputs(&self, prepared: &Prepared) -> Result<Vec<Buffer>, CubeError> {
         let types = &prepared.dtypes[prepared.region.inputs.len()..];
-        let outputs: Result<Vec<Buffer>, CubeError> =
-            types.iter().enumerate().map(|(i, &dtype)| self.empty(dtype, prepared.output_len(i))).collect();
-        let outputs = outputs?;
-        self.run_region_into(prepared, inputs, &outputs, scalars, streams, step)?;
-        Ok(outputs)
+        types.iter().enumerate().map(|(i, &dtype)| self.empty(dtype, prepared.output_len(i))).collect()
     }
 
-    /// Runs one region into existing buffers.
-    pub fn run_region_into(
-        &self,
-        prepared: &Prepared,
-        inputs: &[Buffer],
-        outputs: &[Buffer],
-        scalars: &[f32],
-        streams: &[StreamState],
-        step: u64,
-    ) -> Result<(), CubeError> {
+    /// Runs one region.
+    pub fn run_region(&self, prepared: &Prepared, args: &RegionArgs<'_>) -> Result<(), CubeError> {
         let region = &prepared.region;
-        let name = &prepared.spec.name;
+        let RegionArgs { inputs, outputs, streams, step, .. } = *args;
+        let spec = prepared.accumulating(args.accumulate)?;
+        let name = &spec.name;
         check_count(name, "inputs", region.inputs.len(), inputs.len())?;
         check_count(name, "outputs", region.outputs.len(), outputs.len())?;
-        check_count(name, "scalars", region.scalars.len(), scalars.len())?;
         check_count(name, "random streams", region.streams.len(), streams.len())?;
         for (i, buffer) in inputs.iter().chain(outputs).enumerate() {
             check_buffer(prepared, i, buffer)?;
@@ -462,7 +507,7 @@ impl<R: Runtime> CubeDevice<R> {
                 partials.push((o, self.empty(DType::F32, prepared.cubes * interior)?));
             }
         }
-        let random = self.random_words(step, streams);
+        let random = self.random_words(step, &prepared.stream_states(streams));
         let mut bound = Vec::new();
         for (buffer, arg) in prepared.kernel.buffers.iter().zip(region.abi().buffers) {
             let partial = |o: usize| partials.iter().find(|(p, _)| *p == o).map(|(_, b)| b);
@@ -484,9 +529,10 @@ impl<R: Runtime> CubeDevice<R> {
             bound.push(Bound { handle, len, ty: Type::new(storage).with_vector_size(width) });
         }
         let indices = prepared.indices();
-        self.launch(&prepared.spec, prepared.define, prepared.cubes, &bound, &indices, scalars)?;
+        self.launch(&spec, prepared.define, prepared.cubes, &bound, &indices, &prepared.scalars)?;
         for (o, partial) in &partials {
-            self.sum_columns(prepared, *o, partial, &outputs[*o], interior)?;
+            let accumulate = args.accumulate.get(*o).copied().unwrap_or(false);
+            self.sum_columns(prepared, *o, partial, &outputs[*o], u32::from(accumulate))?;
         }
         Ok(())
     }
@@ -504,7 +550,7 @@ impl<R: Runtime> CubeDevice<R> {
         output: usize,
         partial: &Buffer,
         out: &Buffer,
-        interior: usize,
+        accumulate: u32,
     ) -> Result<(), CubeError> {
         let slot = prepared.region.outputs[output].1.dtype;
         let mut spec = Spec {
@@ -514,6 +560,7 @@ impl<R: Runtime> CubeDevice<R> {
             roundings: prepared.spec.roundings,
             width: 1,
             cube_dim: self.shape.map_units,
+            accumulate,
             program: None,
         };
         spec.types[0] = prepared.spec.types[slot];
@@ -523,6 +570,7 @@ impl<R: Runtime> CubeDevice<R> {
             Bound { handle: &partial.handle, len: partial.len, ty: Type::new(f32_type) },
             Bound { handle: &out.handle, len: out.len, ty: Type::new(spec.types[0]) },
         ];
+        let interior = out.len;
         let cubes = interior.div_ceil(self.shape.map_units as usize).max(1);
         self.launch(&spec, kernels::define_column_sum, cubes, &bound, &[interior, prepared.cubes], &[])
     }
@@ -639,12 +687,46 @@ impl Prepared {
             IndexArg::Stride { buffer, axis } => {
                 layout_dims(region, buffer, &self.extents, &self.sizes)[axis + 1..].iter().product()
             }
-            IndexArg::Offset(_) => 0,
-            IndexArg::StreamStride { stream, axis } => {
-                region.streams[stream].axes[axis + 1..].iter().map(|&a| self.extents[a]).product()
-            }
+            IndexArg::Offset(a) => self.parts[a].offset,
+            IndexArg::StreamStride { stream, axis } => self.stream_stride(stream, axis),
         };
         region.abi().indices.into_iter().map(value).collect()
+    }
+
+    /// Distance of neighbours along an axis of a stream, in the logical tensor.
+    fn stream_stride(&self, stream: usize, axis: usize) -> usize {
+        self.region.streams[stream].axes[axis + 1..].iter().map(|&a| self.parts[a].whole).product()
+    }
+
+    /// Streams as the kernel reads them: their offset is that of this rank's first element.
+    fn stream_states(&self, streams: &[StreamState]) -> Vec<StreamState> {
+        let first = |s: usize| -> u64 {
+            let axes = self.region.streams[s].axes.iter().enumerate();
+            axes.map(|(k, &a)| (self.parts[a].offset * self.stream_stride(s, k)) as u64).sum()
+        };
+        streams.iter().enumerate().map(|(s, state)| StreamState { offset: state.offset + first(s), ..*state }).collect()
+    }
+
+    /// The kernel that adds to these outputs.
+    fn accumulating(&self, accumulate: &[bool]) -> Result<Spec, CubeError> {
+        let mut spec = self.spec.clone();
+        for (o, _) in accumulate.iter().enumerate().filter(|(_, add)| **add) {
+            let dtype = self.dtypes[self.region.inputs.len() + o];
+            if dtype != DType::F32 {
+                let (buffer, got) = (self.region.inputs.len() + o, dtype.to_string());
+                return Err(CubeError::Buffer {
+                    kernel: spec.name,
+                    buffer,
+                    got,
+                    needed: "f32, to be added to".to_owned(),
+                });
+            }
+            // Sums over rows are added by their second stage.
+            if !self.region.is_column_output(self.region.inputs.len() + o) {
+                spec.accumulate |= 1 << o;
+            }
+        }
+        Ok(spec)
     }
 }
 
@@ -672,6 +754,19 @@ fn rounding(dtype: DType) -> Rounding {
         DType::Bf16 => Rounding::Bf16,
         DType::F16 => Rounding::F16,
         DType::Compute | DType::Sub(_) => panic!("{dtype} is resolved when a model is linked"),
+    }
+}
+
+fn bind_scalar(kernel: &str, scalar: &ScalarArg, binding: &Binding<'_>) -> Result<f32, CubeError> {
+    match scalar {
+        ScalarArg::Literal(Attr::Float(x)) => Ok(*x as f32),
+        ScalarArg::Literal(Attr::Int(x)) => Ok(*x as f32),
+        ScalarArg::Literal(other) => Err(CubeError::Scalar { kernel: kernel.to_owned(), value: format!("{other:?}") }),
+        ScalarArg::Size { axes, recip } => {
+            let whole = |a: &Axis| (binding.part)(*a).map_or(binding.sizes.of(*a), |p| p.whole) as f64;
+            let n: f64 = axes.iter().map(whole).product();
+            Ok(if *recip { 1.0 / n } else { n } as f32)
+        }
     }
 }
 

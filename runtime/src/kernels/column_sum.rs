@@ -1,6 +1,7 @@
 //! Second stage of column sums: the partial sums of the cubes, added in the order of the cubes.
 
 use super::placeholders::F0;
+use super::reduce::store;
 use super::rounding::{Rounding, round};
 use super::{arguments, placeholders::N0};
 use crate::device::cube::Spec;
@@ -13,6 +14,7 @@ fn column_sum(
     len: usize,
     cubes: usize,
     #[comptime] to: Rounding,
+    #[comptime] accumulate: bool,
 ) {
     let at = ABSOLUTE_POS;
     if at < len {
@@ -20,7 +22,7 @@ fn column_sum(
         for cube in 1..cubes {
             total += partial[cube * len + at];
         }
-        sum[at] = Vector::<F0, N0>::cast_from(round::<N0>(total, to));
+        store::<F0, f32, N0>(sum, at, round::<N0>(total, to), accumulate);
     }
 }
 
@@ -30,5 +32,5 @@ pub fn define_column_sum(builder: &mut KernelBuilder, spec: &Spec) {
     let sum = arguments::output::<Vector<F0, N0>>(builder);
     let len = arguments::position(builder);
     let cubes = arguments::position(builder);
-    column_sum::expand(&mut builder.scope, partial, sum, len, cubes, spec.rounding(0));
+    column_sum::expand(&mut builder.scope, partial, sum, len, cubes, spec.rounding(0), spec.accumulate == 1);
 }

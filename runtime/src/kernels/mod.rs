@@ -22,6 +22,6 @@ pub use placeholders::*;
 pub use position::{clamp, first_lane, half_sign, in_range, lanes, rotate};
 pub use program::define_program;
 pub use random::uniform;
-pub use reduce::{accumulate, max_cube, max_lanes, sum_cube, sum_lanes};
+pub use reduce::{accumulate, max_cube, max_lanes, store, sum_cube, sum_lanes};
 pub use rounding::{Rounding, round};
 pub use segment::segment_sum;

@@ -149,15 +149,18 @@ impl Walk<'_> {
 
     fn store<N: Size>(&self, scope: &mut Scope, buffer: usize, at: Var, value: Var) {
         let b = &self.kernel.buffers[buffer];
-        let (width, at) = (self.width(b), self.get(at));
+        let BufferArg::Output(o) = b.arg else { panic!("only outputs are stored") };
+        let add = self.spec.accumulate >> o & 1 == 1;
+        let width = constant(scope, self.width(b));
+        let at = steps::index_div::expand(scope, self.get(at), width);
         with_slot!(b.dtype, F => match self.kernel.locals[value].ty.elem {
             Elem::F32 | Elem::Index => {
-                steps::store::expand::<F, N, f32>(scope, self.buffer(buffer), at, self.get(value), width)
+                reduce::store::expand::<F, f32, N>(scope, self.buffer(buffer), at, self.get(value), add)
             }
-            Elem::I32 => steps::store::expand::<F, N, i32>(scope, self.buffer(buffer), at, self.get(value), width),
+            Elem::I32 => reduce::store::expand::<F, i32, N>(scope, self.buffer(buffer), at, self.get(value), add),
             Elem::Mask => {
                 let word = steps::mask_to_word::expand::<N>(scope, self.get(value));
-                steps::store::expand::<F, N, u32>(scope, self.buffer(buffer), at, word, width)
+                reduce::store::expand::<F, u32, N>(scope, self.buffer(buffer), at, word, add)
             }
         })
     }

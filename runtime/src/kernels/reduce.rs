@@ -1,4 +1,4 @@
-//! Reductions over the lanes of a vector and the units of a cube, by fixed trees; partial sums over rows.
+//! Reductions over the lanes of a vector and the units of a cube, by fixed trees; partial sums over rows; stores.
 
 use super::math::maximum;
 use cubecl::prelude::*;
@@ -91,5 +91,21 @@ pub fn accumulate<N: Size>(buffer: &mut Array<Vector<f32, N>>, at: usize, value:
         buffer[at] = value;
     } else {
         buffer[at] = buffer[at] + value;
+    }
+}
+
+/// Writes a value, or adds it to the one in memory: the later contributions to a gradient.
+#[cube]
+pub fn store<E: Scalar, V: Scalar, N: Size>(
+    buffer: &mut Array<Vector<E, N>>,
+    at: usize,
+    value: Vector<V, N>,
+    #[comptime] accumulate: bool,
+) {
+    if comptime!(accumulate) {
+        let sum = Vector::<f32, N>::cast_from(buffer[at]) + Vector::<f32, N>::cast_from(value);
+        buffer[at] = Vector::<E, N>::cast_from(sum);
+    } else {
+        buffer[at] = Vector::<E, N>::cast_from(value);
     }
 }

@@ -6,9 +6,9 @@ use cubecl::prelude::*;
 #[cube]
 pub fn segment_sum<E: Scalar, N: Size, O: Scalar, S: Scalar, T: Scalar>(
     values: &Array<Vector<E, N>>,
-    order: &Array<O>,
-    starts: &Array<S>,
-    ends: &Array<T>,
+    order: &Array<Vector<O, Const<1>>>,
+    starts: &Array<Vector<S, Const<1>>>,
+    ends: &Array<Vector<T, Const<1>>>,
     segment: usize,
     at: usize,
     interior: usize,

@@ -79,16 +79,6 @@ pub fn load_mask<E: Scalar, N: Size>(x: &Array<Vector<E, N>>, at: usize, #[compt
 }
 
 #[cube]
-pub fn store<E: Scalar, N: Size, V: Scalar>(
-    y: &mut Array<Vector<E, N>>,
-    at: usize,
-    value: Vector<V, N>,
-    #[comptime] width: usize,
-) {
-    y[at / width] = Vector::<E, N>::cast_from(value);
-}
-
-#[cube]
 pub fn mask_to_word<N: Size>(m: Vector<bool, N>) -> Vector<u32, N> {
     select_many(m, Vector::<u32, N>::new(1u32), Vector::<u32, N>::new(0u32))
 }

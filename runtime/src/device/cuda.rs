@@ -1,0 +1,31 @@
+//! NVIDIA cards through CubeCL's CUDA runtime. The driver is looked for at run time, so executables start without one.
+
+use super::cube::{CubeDevice, CubeError, Shape};
+use cubecl::cuda::{CudaDevice, CudaRuntime};
+use cubecl::prelude::Runtime;
+use cudarc::driver::{result, sys};
+
+/// A device of CUDA.
+pub type Device = CubeDevice<CudaRuntime>;
+
+/// Four cubes for each of about a hundred multiprocessors share a sum over rows; 256 units fill one with eight cubes; 16 bytes of
+/// f32 are the widest load.
+const SHAPE: Shape = Shape { map_units: 256, row_units: 256, column_cubes: 512, width: 4 };
+
+/// How many cards there are; none without a driver.
+pub fn devices() -> usize {
+    // SAFETY: it loads the driver's library and unloads it again; the driver's constructors need nothing from us.
+    if !unsafe { sys::is_culib_present() } || result::init().is_err() {
+        return 0;
+    }
+    result::device::get_count().map_or(0, |n| n.max(0) as usize)
+}
+
+/// Opens card `index`.
+pub fn open(index: usize) -> Result<Device, CubeError> {
+    // CubeCL panics without a driver and without a card, so it is asked only after one was seen.
+    if index >= devices() {
+        return Err(CubeError::NoAdapter("CUDA"));
+    }
+    Ok(CubeDevice::new(CudaRuntime::client(&CudaDevice::new(index)), SHAPE))
+}
