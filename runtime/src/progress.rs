@@ -37,8 +37,10 @@ pub struct Report {
     pub loss: f64,
     /// Mean validation loss, on steps that evaluate.
     pub valid_loss: Option<f64>,
-    /// Tokens per second.
-    pub tokens_per_second: f64,
+    /// Units per second.
+    pub per_second: f64,
+    /// What is counted: `tokens`, `rows`.
+    pub unit: &'static str,
     /// Seconds until the end at this speed.
     pub eta_s: f64,
 }
@@ -77,7 +79,7 @@ impl Progress {
     pub fn report(&self, report: &Report) {
         match self {
             Progress::Lines { steps } => {
-                print_ignoring_pipe(&format!("step {}/{steps} {}", report.step, report.text()))
+                print_note(&format!("step {}/{steps} {}", report.step, report.text()))
             }
             Progress::Bar(bar) => {
                 bar.set_position(report.step);
@@ -89,8 +91,8 @@ impl Progress {
     /// Prints a line that stays, above the bar if there is one.
     pub fn line(&self, text: &str) {
         match self {
-            Progress::Lines { .. } => print_ignoring_pipe(text),
-            Progress::Bar(bar) => bar.suspend(|| print_ignoring_pipe(text)),
+            Progress::Lines { .. } => print_note(text),
+            Progress::Bar(bar) => bar.suspend(|| print_note(text)),
         }
     }
 
@@ -105,8 +107,8 @@ impl Progress {
 impl Report {
     fn text(&self) -> String {
         let valid = self.valid_loss.map_or(String::new(), |loss| format!(" valid {loss:.4}"));
-        let (speed, left) = (self.tokens_per_second, duration_text(self.eta_s));
-        format!("loss {:.4}{valid} {speed:.0} tokens/s ETA {left}", self.loss)
+        let left = duration_text(self.eta_s);
+        format!("loss {:.4}{valid} {:.0} {}/s ETA {left}", self.loss, self.per_second, self.unit)
     }
 }
 
@@ -141,8 +143,8 @@ pub fn print_text(text: &str) {
     }
 }
 
-/// A training run goes on when nobody reads its lines: its record is `metrics.jsonl`.
-fn print_ignoring_pipe(text: &str) {
+/// Prints a line of a training run, which goes on when nobody reads its lines: its record is `metrics.jsonl`.
+pub fn print_note(text: &str) {
     let _ = write_out(&format!("{text}\n"));
 }
 
@@ -158,7 +160,7 @@ mod tests {
 
     #[test]
     fn reports_are_short_and_without_escape_codes() {
-        let report = Report { step: 5, loss: 2.34567, valid_loss: None, tokens_per_second: 1234.5, eta_s: 65.2 };
+        let report = Report { step: 5, loss: 2.34567, valid_loss: None, per_second: 1234.5, unit: "tokens", eta_s: 65.2 };
         assert_eq!(report.text(), "loss 2.3457 1234 tokens/s ETA 1m 05s");
         let evaluated = Report { valid_loss: Some(2.5), eta_s: f64::NAN, ..report };
         assert_eq!(evaluated.text(), "loss 2.3457 valid 2.5000 1234 tokens/s ETA ?");

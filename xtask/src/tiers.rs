@@ -76,6 +76,11 @@ pub const TIERS: &[Tier] = &[
         commands: &[&["-p", "kiln-tests", "--test", "peers"]],
     },
     Tier {
+        name: "runs",
+        question: "does a run survive bad input, Ctrl-C and kill, and resume with the same bits?",
+        commands: &[&["-p", "kiln-examples", "--test", "runs"]],
+    },
+    Tier {
         name: "docs",
         question: "do the examples in the documentation run?",
         commands: &[&["--doc", "-p", "kiln-compiler", "-p", "kiln"]],

@@ -434,11 +434,11 @@ mod tests {
             State::load(&path).unwrap_err().to_string()
         };
         let huge = r#"{"a":{"dtype":"F32","shape":[4611686018427387904,8],"data_offsets":[0,0]}}"#;
-        assert!(with_header(huge).contains("K0803"));
+        assert!(with_header(huge).contains("K0863"));
         let beyond = r#"{"a":{"dtype":"F32","shape":[1000000000000],"data_offsets":[0,4000000000000]}}"#;
-        assert!(with_header(beyond).contains("K0804"));
-        assert!(with_header(&"[".repeat(100_000)).contains("K0803"));
-        assert!(with_header("{}").contains("K0804"));
+        assert!(with_header(beyond).contains("K0864"));
+        assert!(with_header(&"[".repeat(100_000)).contains("K0863"));
+        assert!(with_header("{}").contains("K0864"));
         fs::write(&path, u64::MAX.to_le_bytes()).unwrap();
         assert!(State::load(&path).unwrap_err().to_string().contains("announces 18446744073709551615 bytes"));
         assert!(matches!(State::load(&folder.path().join("none")), Err(StateError::Missing { .. })));
@@ -464,7 +464,7 @@ mod tests {
         state.tensors.insert("bad".into(), TensorData::f32([2, 2], vec![0.0; 3]));
         assert_eq!(
             state.save(&path).unwrap_err().to_string(),
-            "K0807: tensor `bad` has 3 values, its shape [2, 2] needs 4"
+            "K0867: tensor `bad` has 3 values, its shape [2, 2] needs 4"
         );
         assert!(!path.exists());
     }

@@ -53,13 +53,13 @@ pub enum Storage {
 #[derive(Debug, thiserror::Error)]
 pub enum StateError {
     /// Nothing is there.
-    #[error("K0801: there is no state file `{}`: give the path of one, or start without `--resume`", path.display())]
+    #[error("K0861: there is no state file `{}`: give the path of one, or start without `--resume`", path.display())]
     Missing {
         /// The file.
         path: PathBuf,
     },
     /// The file system refuses.
-    #[error("K0802: cannot {action} state file `{}`: {source}", path.display())]
+    #[error("K0862: cannot {action} state file `{}`: {source}", path.display())]
     Io {
         /// The file.
         path: PathBuf,
@@ -69,7 +69,7 @@ pub enum StateError {
         source: io::Error,
     },
     /// The content is not what was saved.
-    #[error("K0803: state file `{}` is damaged at byte {offset}, in {place}: {detail}; use an intact copy", path.display())]
+    #[error("K0863: state file `{}` is damaged at byte {offset}, in {place}: {detail}; use an intact copy", path.display())]
     Damaged {
         /// The file.
         path: PathBuf,
@@ -81,13 +81,13 @@ pub enum StateError {
         detail: String,
     },
     /// A safetensors file of another program.
-    #[error("K0804: `{}` has no `kiln.format` in its metadata: Kiln did not write it, so nothing proves it whole", path.display())]
+    #[error("K0864: `{}` has no `kiln.format` in its metadata: Kiln did not write it, so nothing proves it whole", path.display())]
     Foreign {
         /// The file.
         path: PathBuf,
     },
     /// Written by a later Kiln.
-    #[error("K0805: state file `{}` has format {found}, this Kiln reads {supported}: update Kiln", path.display())]
+    #[error("K0865: state file `{}` has format {found}, this Kiln reads {supported}: update Kiln", path.display())]
     Format {
         /// The file.
         path: PathBuf,
@@ -97,7 +97,7 @@ pub enum StateError {
         supported: u32,
     },
     /// A name that the format cannot hold.
-    #[error("K0806: the state cannot hold the name `{name}`: {why}")]
+    #[error("K0866: the state cannot hold the name `{name}`: {why}")]
     Name {
         /// The tensor's or value's name.
         name: String,
@@ -105,7 +105,7 @@ pub enum StateError {
         why: &'static str,
     },
     /// A shape that is not its values'.
-    #[error("K0807: tensor `{name}` has {values} values, its shape {} needs {}", Shape(shape), shape.iter().fold(1, |n: usize, &size| n.saturating_mul(size)))]
+    #[error("K0867: tensor `{name}` has {values} values, its shape {} needs {}", Shape(shape), shape.iter().fold(1, |n: usize, &size| n.saturating_mul(size)))]
     Length {
         /// The tensor.
         name: String,
@@ -115,7 +115,7 @@ pub enum StateError {
         values: usize,
     },
     /// A text value that is absent or unreadable.
-    #[error("K0808: the state's `{key}` is {}, wanted {wanted}", found.as_ref().map_or("absent".to_owned(), |f| format!("`{f}`")))]
+    #[error("K0868: the state's `{key}` is {}, wanted {wanted}", found.as_ref().map_or("absent".to_owned(), |f| format!("`{f}`")))]
     Meta {
         /// Its key.
         key: String,
@@ -125,7 +125,7 @@ pub enum StateError {
         wanted: &'static str,
     },
     /// The first tensor that differs from the model's.
-    #[error("K0809: the state does not fit the model: `{name}` {difference}")]
+    #[error("K0869: the state does not fit the model: `{name}` {difference}")]
     Unfit {
         /// The tensor.
         name: String,
@@ -372,7 +372,7 @@ mod tests {
         assert_eq!(fit(&[("w", &[2, 3]), ("n", &[3])]), Ok(()));
         assert_eq!(
             fit(&[("w", &[2, 4]), ("n", &[5])]).unwrap_err(),
-            "K0809: the state does not fit the model: `param.w` is [2, 4] in the model, [2, 3] in the state"
+            "K0869: the state does not fit the model: `param.w` is [2, 4] in the model, [2, 3] in the state"
         );
         assert!(fit(&[("w", &[2, 3])]).unwrap_err().contains("`param.n` is in the state, not in the model"));
         assert!(fit(&[("w", &[2, 3]), ("b", &[3])]).unwrap_err().contains("`param.b` is in the model, not"));
@@ -384,6 +384,6 @@ mod tests {
     fn text_values_are_read_with_their_type() {
         assert_eq!(state().meta_value::<u64>("step", "a number of steps").unwrap(), 12);
         let absent = state().meta_value::<u64>("seed", "a number").unwrap_err();
-        assert_eq!(absent.to_string(), "K0808: the state's `seed` is absent, wanted a number");
+        assert_eq!(absent.to_string(), "K0868: the state's `seed` is absent, wanted a number");
     }
 }

@@ -1,0 +1,85 @@
+//! Writing text with a trained GPT: the state of a run continues a prompt byte by byte.
+
+use std::collections::BTreeMap;
+use std::process::ExitCode;
+
+use kiln::progress::print_line;
+use kiln::random;
+use kiln::run_dir::{RunDir, RunError};
+use kiln::session::Session;
+use kiln::state::State;
+
+use crate::cli::GenerateArgs;
+use crate::config::{Config, VOCAB};
+use crate::failure::Failure;
+use crate::gpt::GptLogits;
+use crate::train::{dtype, sizes_of};
+
+/// `gpt generate`: prints what the model of a run writes.
+///
+/// # Errors
+/// [`Failure`] if there is no such run or its state cannot be used.
+pub fn generate(args: &GenerateArgs) -> Result<ExitCode, Failure> {
+    let folder = RunDir::resume(&args.runs, args.name.as_deref())?;
+    let config: Config = serde_json::from_value(folder.read_config()?)
+        .map_err(|e| RunError::Config { path: folder.config(), detail: e.to_string() })?;
+    let config = Config { threads: args.threads.unwrap_or(config.threads), ..config };
+    print_line(&text(&config, &State::load(&folder.state())?, args)?);
+    Ok(ExitCode::SUCCESS)
+}
+
+/// The prompt and its continuation by the parameters of `state`. Bytes that are not UTF-8 become U+FFFD.
+///
+/// # Errors
+/// [`Failure::Train`] if the state does not fit, [`Failure::Option`] if the prompt is empty.
+pub fn text(config: &Config, state: &State<'_>, args: &GenerateArgs) -> Result<String, Failure> {
+    if args.prompt.is_empty() {
+        return Err(Failure::option("--prompt", "the model needs at least one byte to continue"));
+    }
+    let sizes = sizes_of(config, 1);
+    let mut session = Session::<GptLogits>::new(sizes, dtype(config.precision), BTreeMap::new(), config.threads)?;
+    session.set_params(state)?;
+    let mut bytes = args.prompt.clone().into_bytes();
+    for i in 0..args.length {
+        let window = &bytes[bytes.len().saturating_sub(config.seq)..];
+        let last = window.len() - 1;
+        // Causal: what stands after the last byte cannot change its logits.
+        let mut ids: Vec<i32> = window.iter().map(|&b| i32::from(b)).collect();
+        ids.resize(config.seq, 0);
+        let logits = session.forward(&ids)?;
+        let uniform = random::uniform(args.seed, i as u64, 0);
+        bytes.push(choose(&logits[last * VOCAB..(last + 1) * VOCAB], args.temperature, uniform));
+    }
+    Ok(String::from_utf8_lossy(&bytes).into_owned())
+}
+
+/// The byte at which the cumulated softmax(logits/temperature) passes `uniform` in [0, 1); the likeliest at temperature 0.
+fn choose(logits: &[f32], temperature: f64, uniform: f32) -> u8 {
+    let best = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    let likeliest = logits.iter().position(|&l| l == best).unwrap_or(0);
+    if temperature == 0.0 {
+        return likeliest as u8;
+    }
+    let weights: Vec<f64> = logits.iter().map(|&l| (f64::from(l - best) / temperature).exp()).collect();
+    let mut left = f64::from(uniform) * weights.iter().sum::<f64>();
+    for (byte, weight) in weights.iter().enumerate() {
+        left -= weight;
+        if left < 0.0 {
+            return byte as u8;
+        }
+    }
+    likeliest as u8
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn choices_follow_the_distribution() {
+        let logits: Vec<f32> = [1.0f32, 2.0, 5.0].iter().map(|p| p.ln()).collect();
+        assert_eq!([0.0, 0.12, 0.13, 0.37, 0.38, 0.999].map(|u| choose(&logits, 1.0, u)), [0, 0, 1, 1, 2, 2]);
+        assert_eq!(choose(&logits, 0.0, 0.0), 2);
+        assert_eq!(choose(&logits, 1e-300, 0.0), 2, "a tiny temperature neither overflows nor divides by zero");
+    }
+}
