@@ -260,15 +260,17 @@ impl<'a> Tile<'a> {
         });
     }
 
-    /// Loads with indices from registers; an index outside of the buffer gives NaN.
+    /// Loads with indices from registers; an index outside of the buffer reads its last element, as on every device.
     #[inline(always)]
     fn load_by_value(&self, buf: Buf, walk: &Walk, out: &mut [f32], class: Class) {
         let along_columns = walk.values.iter().any(|v| self.p.registers[v.0].class.cols);
-        let offset = |r: usize, c: usize| {
-            walk.values.iter().try_fold(0isize, |at, &(reg, stride, limit)| {
+        let offset = |r: usize, c: usize| -> isize {
+            let index = |&(reg, stride, limit): &(usize, isize, usize)| {
                 let v = self.view(reg).at(r, c).to_bits() as i32;
-                (0..limit as i64).contains(&i64::from(v)).then_some(at + v as isize * stride)
-            })
+                // A negative number is a large one without its sign.
+                (v as u32 as usize).min(limit.saturating_sub(1)) as isize * stride
+            };
+            walk.values.iter().map(index).sum()
         };
         self.for_runs(walk, class, |i, n, at, stride| {
             let (r, c) = if class.cols { (i / self.cols, i % self.cols) } else { (i, 0) };
@@ -276,13 +278,10 @@ impl<'a> Tile<'a> {
             if along_columns {
                 for (k, o) in out.iter_mut().enumerate() {
                     let here = at + k as isize * stride;
-                    *o = offset(r, c + k).map_or(f32::NAN, |by| buf.get((here + by) as usize));
+                    *o = buf.get((here + offset(r, c + k)) as usize);
                 }
             } else if n > 0 {
-                match offset(r, c) {
-                    Some(by) => buf.load_strided((at + by) as usize, stride, out),
-                    None => out.fill(f32::NAN),
-                }
+                buf.load_strided((at + offset(r, c)) as usize, stride, out);
             }
         });
     }
