@@ -15,6 +15,7 @@ use super::cpu::{Fma, multiversion};
 use super::micro::{Into, Micro, Operands};
 use super::pool::Pool;
 use super::share::Shared;
+use super::transpose::{self, SIDE};
 use kiln_compiler::ir::{Axis, DType, Sizes};
 use thiserror::Error;
 
@@ -55,9 +56,11 @@ const PACKED_B: usize = 2 << 20;
 const SERIAL_WORK: usize = 1 << 16;
 // Up to this many rows, B is read once in place instead of being packed.
 const SKINNY_ROWS: usize = 4;
-// Columns of one step of the skinny kernel: four vectors of 16 lanes per row.
-const SKINNY_WIDTH: usize = 64;
-// Partial sums of a dot product in the skinny kernel.
+// Columns of one task of the skinny kernel: a row of B is read 2 KiB at a time, which the prefetcher follows.
+const SKINNY_WIDTH: usize = 512;
+// Rows of B that one pass over the sums takes, so that the sums are loaded and stored once for all of them.
+const SKINNY_DEPTH: usize = 8;
+// Partial sums of a dot product in the skinny kernel, and columns that it sums in registers.
 const LANES: usize = 32;
 // Tasks per thread that are wanted so that an uneven machine stays busy.
 const TASKS_PER_THREAD: usize = 4;
@@ -461,9 +464,10 @@ impl Call<'_> {
         }
         let a = &*a;
         let b_base = p.b_batch.at[batch];
-        pool.run(n.div_ceil(SKINNY_WIDTH), |task, _| {
-            let col = task * SKINNY_WIDTH;
-            let cols = SKINNY_WIDTH.min(n - col);
+        let width = n.div_ceil(TASKS_PER_THREAD * self.plan.threads).next_multiple_of(2 * LANES).min(SKINNY_WIDTH);
+        pool.run(n.div_ceil(width), |task, _| {
+            let col = task * width;
+            let cols = width.min(n - col);
             let mut sums = [[0.0f32; SKINNY_WIDTH]; SKINNY_ROWS];
             if p.b_k.unit(0, k) {
                 skinny_dots(self.b, b_base + p.b_k.at[0], &p.b_col.at[col..col + cols], a, k, &mut sums);
@@ -512,25 +516,24 @@ fn pack_body<F: Fma>(src: Buf, base: usize, lanes: Lanes<'_>, ks: &Table, k0: us
     if count < width {
         dst.fill(0.0);
     }
-    // One cache line of each lane at a time, so that the lines of `dst` are written while they are in the first-level cache.
-    const LINE: usize = 16;
     let mut k = 0;
     while k < depth {
-        let n = (ks.run[k0 + k] as usize).min(depth - k).min(LINE);
-        let part = &mut dst[k * width..(k + n) * width];
-        for lane in 0..count {
-            let at = base + table.at[first + lane] + ks.at[k0 + k];
-            let mut line = [0.0f32; LINE];
-            if n == LINE {
-                src.load(at, &mut line);
-                for i in 0..LINE {
-                    part[i * width + lane] = line[i];
-                }
-            } else {
-                src.load(at, &mut line[..n]);
-                for i in 0..n {
-                    part[i * width + lane] = line[i];
-                }
+        let n = (ks.run[k0 + k] as usize).min(depth - k).min(SIDE);
+        let part = &mut dst[k * width..];
+        let at = |lane: usize| base + table.at[first + lane] + ks.at[k0 + k];
+        let whole = if n == SIDE { count / SIDE * SIDE } else { 0 };
+        for lane in (0..whole).step_by(SIDE) {
+            let mut square = [[0.0f32; SIDE]; SIDE];
+            for (i, row) in square.iter_mut().enumerate() {
+                src.load(at(lane + i), row);
+            }
+            transpose::square::<F>(&square, &mut part[lane..], width);
+        }
+        for lane in whole..count {
+            let mut line = [0.0f32; SIDE];
+            src.load(at(lane), &mut line[..n]);
+            for (i, &x) in line[..n].iter().enumerate() {
+                part[i * width + lane] = x;
             }
         }
         k += n;
@@ -600,19 +603,33 @@ fn skinny_axpys_body<F: Fma>(
     a: &[f32],
     sums: &mut SkinnySums,
 ) {
-    let m = a.len() / ks.len();
-    for (k, &row) in ks.iter().enumerate() {
-        let mut x = [0.0f32; SKINNY_WIDTH];
-        let mut j = 0;
-        while j < cols {
-            let n = (b_col.run[col + j] as usize).min(cols - j);
-            b.load(base + row + b_col.at[col + j], &mut x[j..j + n]);
-            j += n;
-        }
-        for i in 0..m {
-            let y = a[i * ks.len() + k];
-            for l in 0..SKINNY_WIDTH {
-                sums[i][l] = F::fma(x[l], y, sums[i][l]);
+    let (m, depth) = (a.len() / ks.len(), ks.len());
+    for k0 in (0..depth).step_by(SKINNY_DEPTH) {
+        let block = &ks[k0..depth.min(k0 + SKINNY_DEPTH)];
+        for j0 in (0..cols).step_by(LANES) {
+            let width = LANES.min(cols - j0);
+            let mut x = [[0.0f32; LANES]; SKINNY_DEPTH];
+            for (x, &row) in x.iter_mut().zip(block) {
+                if width == LANES && b_col.unit(col + j0, LANES) {
+                    b.load(base + row + b_col.at[col + j0], x);
+                    continue;
+                }
+                let mut j = 0;
+                while j < width {
+                    let n = (b_col.run[col + j0 + j] as usize).min(width - j);
+                    b.load(base + row + b_col.at[col + j0 + j], &mut x[j..j + n]);
+                    j += n;
+                }
+            }
+            for i in 0..m {
+                let y = &a[i * depth + k0..][..block.len()];
+                let sums: &mut [f32; LANES] =
+                    (&mut sums[i][j0..j0 + LANES]).try_into().expect("the range has LANES elements");
+                for (x, &y) in x.iter().zip(y) {
+                    for l in 0..LANES {
+                        sums[l] = F::fma(x[l], y, sums[l]);
+                    }
+                }
             }
         }
     }

@@ -22,3 +22,4 @@ pub mod pool;
 pub mod scatter;
 mod share;
 pub mod tile;
+mod transpose;
