@@ -93,6 +93,16 @@ impl Buf {
         self.slice_mut(at, n)
     }
 
+    /// The bits of bf16 elements.
+    ///
+    /// # Panics
+    /// If the view is not of bf16.
+    #[inline(always)]
+    pub(super) fn bf16_bits(&self, at: usize, n: usize) -> &[u16] {
+        assert_eq!(self.dtype, DType::Bf16);
+        self.slice(at, n)
+    }
+
     /// The i32 elements themselves.
     ///
     /// # Panics

@@ -46,6 +46,18 @@ impl Isa {
     }
 }
 
+/// Whether the processor multiplies pairs of bf16 and adds the products to f32 (AVX-512 BF16); not under a cap by `KILN_CPU`.
+pub fn has_bf16_dot() -> bool {
+    static HAS: OnceLock<bool> = OnceLock::new();
+    *HAS.get_or_init(|| {
+        #[cfg(target_arch = "x86_64")]
+        let has = std::arch::is_x86_feature_detected!("avx512bf16");
+        #[cfg(not(target_arch = "x86_64"))]
+        let has = false;
+        has && Isa::detect() == Isa::V4 && std::env::var_os("KILN_CPU").is_none()
+    })
+}
+
 /// How inner loops multiply and add: one rounding where the instruction exists, two where it does not.
 pub trait Fma: Copy {
     /// Whether [`Fma::fma`] rounds once.

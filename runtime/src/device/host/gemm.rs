@@ -6,6 +6,9 @@
 //!
 //! K is summed in blocks of a size that depends on K alone, in order, so the bits do not depend on the split into tasks or threads.
 //!
+//! Where the processor multiplies bf16 itself, products of two bf16 operands use that (twice the rate of f32; it adds two products at
+//! a time and flushes subnormals to zero).
+//!
 //! Own kernels rather than a crate: the crates measured (gemm, matrixmultiply, faer) need contiguous or strided operands, allocate
 //! their packing buffers, and give other bits for another number of threads.
 #![allow(unsafe_code)]
@@ -200,8 +203,7 @@ impl GemmPlan {
 
     /// Length of every block of K but the last; a function of K alone.
     fn k_block(&self) -> usize {
-        let k = self.a_k.len();
-        k.div_ceil(k.div_ceil(K_BLOCK).max(1)).max(1)
+        even_blocks(self.a_k.len())
     }
 
     /// Columns packed at a time.
@@ -269,7 +271,12 @@ impl GemmPlan {
         }
         let serial = Pool::serial();
         let pool = if batch * m * n * k < SERIAL_WORK { &serial } else { pool };
-        let call = Call { plan: self, a, b, c, epilogue };
+        let pairs = match (a.dtype(), b.dtype()) {
+            (DType::Bf16, DType::Bf16) => Micro::detect_pairs(),
+            _ => None,
+        };
+        let (micro, depth) = pairs.map_or((self.micro, k), |p| (p, k.div_ceil(2)));
+        let call = Call { plan: self, a, b, c, epilogue, micro, pairs: pairs.is_some(), depth };
         match self.way {
             Way::Shared => (0..batch).for_each(|i| call.shared(pool, i, workspace)),
             Way::PerBatch => {
@@ -284,6 +291,11 @@ impl GemmPlan {
             Way::Skinny => (0..batch).for_each(|i| call.skinny(pool, i, workspace)),
         }
     }
+}
+
+/// `n` in blocks of at most K_BLOCK, as even as possible.
+fn even_blocks(n: usize) -> usize {
+    n.div_ceil(n.div_ceil(K_BLOCK).max(1)).max(1)
 }
 
 fn check_axes(a: &[Axis], b: &[Axis], out: &[Axis]) -> Result<(), GemmError> {
@@ -301,6 +313,11 @@ struct Call<'a> {
     b: Buf,
     c: Buf,
     epilogue: Epilogue,
+    micro: &'static Micro,
+    /// A packed word holds two bf16 neighbours along K, instead of one f32.
+    pairs: bool,
+    /// Words along K.
+    depth: usize,
 }
 
 /// Where a block of C lies.
@@ -317,8 +334,8 @@ impl Call<'_> {
     /// One batch index: for each range of columns, B is packed by all threads, then blocks of C are computed.
     fn shared(&self, pool: &Pool, batch: usize, workspace: &mut [f32]) {
         let p = self.plan;
-        let (m, n, k) = (p.a_row.len(), p.b_col.len(), p.a_k.len());
-        let nr = p.micro.nr;
+        let (m, n, k) = (p.a_row.len(), p.b_col.len(), self.depth);
+        let nr = self.micro.nr;
         let (packed, rest) = workspace.split_at_mut(k * p.column_range());
         let workers = Shared::new(rest);
         for first in (0..n).step_by(p.column_range()) {
@@ -330,7 +347,7 @@ impl Call<'_> {
                 let dst = unsafe { shared.slice(panel * nr * k, nr * k) };
                 let col = first + panel * nr;
                 let lanes = Lanes { table: &p.b_col, first: col, count: nr.min(n - col), width: nr };
-                pack(self.b, p.b_batch.at[batch], lanes, &p.b_k, 0, k, dst);
+                self.pack(self.b, p.b_batch.at[batch], lanes, &p.b_k, 0, k, dst);
             });
             let (task_rows, task_cols) = p.task_shape(range);
             let down = m.div_ceil(task_rows);
@@ -356,7 +373,7 @@ impl Call<'_> {
     /// One block of C; `b` holds its packed panels.
     fn block(&self, at: Block, b: &[f32], scratch: &mut [f32]) {
         let p = self.plan;
-        let (mr, nr, k, step) = (p.micro.mr, p.micro.nr, p.a_k.len(), p.k_block());
+        let (mr, nr, k, step) = (self.micro.mr, self.micro.nr, self.depth, even_blocks(self.depth));
         let plain = self.c.dtype() == DType::F32 && matches!(self.epilogue.round, None | Some(DType::F32));
         let (packed, sums) = scratch.split_at_mut(at.rows.next_multiple_of(mr) * step);
         // Rounding must wait for the whole sum.
@@ -368,7 +385,7 @@ impl Call<'_> {
             let add = k0 > 0 || self.epilogue.accumulate;
             for i in (0..at.rows).step_by(mr) {
                 let lanes = Lanes { table: &p.a_row, first: at.row + i, count: mr.min(at.rows - i), width: mr };
-                pack(
+                self.pack(
                     self.a,
                     p.a_batch.at[at.batch],
                     lanes,
@@ -397,7 +414,7 @@ impl Call<'_> {
                     // tile and the sums by their sizes, the result as `direct` checks.
                     unsafe {
                         let o = Operands { k: depth, a, a_row: 1, a_k: mr, b: panel.as_ptr(), b_k: nr, c, c_row };
-                        p.micro.call(rows, o, into);
+                        self.micro.call(rows, o, into);
                     }
                     if c == tile.as_mut_ptr() {
                         self.finish(here, &mut tile, nr, add);
@@ -410,6 +427,15 @@ impl Call<'_> {
                 let here = Block { row: at.row + i, rows: mr.min(at.rows - i), ..at };
                 self.finish(here, &mut sums[i * sums_row..], sums_row, self.epilogue.accumulate);
             }
+        }
+    }
+
+    /// Packs words `k0..k0 + depth`.
+    fn pack(&self, src: Buf, base: usize, lanes: Lanes<'_>, ks: &Table, k0: usize, depth: usize, dst: &mut [f32]) {
+        if self.pairs {
+            pack_pairs(src, base, lanes, ks, k0, depth, dst);
+        } else {
+            pack_floats(src, base, lanes, ks, k0, depth, dst);
         }
     }
 
@@ -497,11 +523,19 @@ struct Lanes<'a> {
 
 multiversion! {
     /// Widens a panel into `dst[k][lane]`.
-    fn pack(src: Buf, base: usize, lanes: Lanes<'_>, ks: &Table, k0: usize, depth: usize, dst: &mut [f32]) = pack_body
+    fn pack_floats(src: Buf, base: usize, lanes: Lanes<'_>, ks: &Table, k0: usize, depth: usize, dst: &mut [f32]) = pack_floats_body
 }
 
 #[inline(always)]
-fn pack_body<F: Fma>(src: Buf, base: usize, lanes: Lanes<'_>, ks: &Table, k0: usize, depth: usize, dst: &mut [f32]) {
+fn pack_floats_body<F: Fma>(
+    src: Buf,
+    base: usize,
+    lanes: Lanes<'_>,
+    ks: &Table,
+    k0: usize,
+    depth: usize,
+    dst: &mut [f32],
+) {
     let Lanes { table, first, count, width } = lanes;
     if depth == 0 {
         return;
@@ -539,6 +573,75 @@ fn pack_body<F: Fma>(src: Buf, base: usize, lanes: Lanes<'_>, ks: &Table, k0: us
         k += n;
     }
 }
+
+multiversion! {
+    /// Packs bf16 in `dst[word][lane]`: a word is two neighbours along K, the second one 0 behind the end.
+    fn pack_pairs(src: Buf, base: usize, lanes: Lanes<'_>, ks: &Table, k0: usize, depth: usize, dst: &mut [f32]) = pack_pairs_body
+}
+
+#[inline(always)]
+fn pack_pairs_body<F: Fma>(
+    src: Buf,
+    base: usize,
+    lanes: Lanes<'_>,
+    ks: &Table,
+    k0: usize,
+    depth: usize,
+    dst: &mut [f32],
+) {
+    let Lanes { table, first, count, width } = lanes;
+    let word = |low: u16, high: u16| f32::from_bits(u32::from(high) << 16 | u32::from(low));
+    if count < width {
+        dst.fill(0.0);
+    }
+    let end = ks.len();
+    if table.unit(first, count) {
+        let zeros = [0u16; MOST_WIDTH];
+        for (w, row) in dst.chunks_exact_mut(width).enumerate() {
+            let k = 2 * (k0 + w);
+            let from = base + table.at[first];
+            let low = src.bf16_bits(from + ks.at[k], count);
+            let high = if k + 1 < end { src.bf16_bits(from + ks.at[k + 1], count) } else { &zeros[..count] };
+            for ((to, &low), &high) in row.iter_mut().zip(low).zip(high) {
+                *to = word(low, high);
+            }
+        }
+        return;
+    }
+    let mut w = 0;
+    while w < depth {
+        let k = 2 * (k0 + w);
+        let run = (ks.run[k] as usize / 2).min(depth - w).min(SIDE);
+        let part = &mut dst[w * width..];
+        let at = |lane: usize| base + table.at[first + lane] + ks.at[k];
+        let whole = if run == SIDE { count / SIDE * SIDE } else { 0 };
+        for lane in (0..whole).step_by(SIDE) {
+            let mut square = [[0.0f32; SIDE]; SIDE];
+            for (i, row) in square.iter_mut().enumerate() {
+                let (pairs, _) = src.bf16_bits(at(lane + i), 2 * SIDE).as_chunks::<2>();
+                for (to, &[low, high]) in row.iter_mut().zip(pairs) {
+                    *to = word(low, high);
+                }
+            }
+            transpose::square::<F>(&square, &mut part[lane..], width);
+        }
+        // At least one word: its neighbours may lie apart, or the second may not exist.
+        let n = run.max(1);
+        for lane in whole..count {
+            for i in 0..n {
+                let k = k + 2 * i;
+                let from = base + table.at[first + lane];
+                let low = src.bf16_bits(from + ks.at[k], 1)[0];
+                let high = if k + 1 < end { src.bf16_bits(from + ks.at[k + 1], 1)[0] } else { 0 };
+                part[i * width + lane] = word(low, high);
+            }
+        }
+        w += n;
+    }
+}
+
+// Columns of the widest micro-kernel.
+const MOST_WIDTH: usize = 32;
 
 type SkinnySums = [[f32; SKINNY_WIDTH]; SKINNY_ROWS];
 
@@ -774,6 +877,18 @@ mod tests {
         plan.run(&pool, x.buf(), y.buf(), narrow.buf(), Epilogue::STORE, &mut workspace);
         let rounded: Vec<f32> = wide.values().iter().map(|&x| half::bf16::from_f32(x).to_f32()).collect();
         assert_eq!(rounded, narrow.values());
+    }
+
+    #[test]
+    fn pairs_of_bf16_in_all_layouts() {
+        let d = [DType::Bf16, DType::Bf16, DType::F32];
+        for k in [0, 1, 2, 3, 15, 16, 17, 33, 600] {
+            for spec in ["ik,kj,ij", "ik,jk,ij", "ki,kj,ij", "ki,jk,ij"] {
+                check(spec, &[40, 67, k], d, Epilogue::STORE);
+            }
+        }
+        check("bhse,hed,bsd", &[2, 21, 34, 3, 13], d, Epilogue::STORE);
+        check("bik,bkj,bij", &[9, 14, 35, 7], d, Epilogue { round: None, accumulate: true });
     }
 
     #[test]
