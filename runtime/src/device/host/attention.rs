@@ -533,7 +533,7 @@ impl AttentionPlan {
     /// C[m×n] = or += A · B, for each strip of rows from `first` to `last` only what `strip(first, last)` says.
     ///
     /// # Safety
-    /// As for [`Micro::block`], with `n` columns.
+    /// As for [`Micro::call`], with `n` columns.
     unsafe fn product(&self, m: usize, n: usize, o: Operands, into: Into, strip: impl Fn(usize, usize) -> Strip) {
         let Micro { mr, nr, .. } = *self.micro;
         for j in (0..n).step_by(nr) {

@@ -79,23 +79,6 @@ impl Micro {
         // SAFETY: the caller's promise is that of the kernel, and the table belongs to the detected instruction set.
         unsafe { self.calls[m - 1](o, into) }
     }
-
-    /// C[m×n] = or += A · B for any `m`, and `n` a multiple of `nr`.
-    ///
-    /// # Safety
-    /// As for [`Micro::call`], with `n` columns.
-    pub unsafe fn block(&self, m: usize, n: usize, o: Operands, into: Into) {
-        debug_assert!(n.is_multiple_of(self.nr));
-        for j in (0..n).step_by(self.nr) {
-            for i in (0..m).step_by(self.mr) {
-                // SAFETY: rows `i..` and columns `j..j + nr` lie inside the ranges that the caller promises.
-                unsafe {
-                    let part = Operands { a: o.a.add(i * o.a_row), b: o.b.add(j), c: o.c.add(i * o.c_row + j), ..o };
-                    self.call(self.mr.min(m - i), part, into);
-                }
-            }
-        }
-    }
 }
 
 static PORTABLE: Micro = Micro { mr: 4, nr: 8, calls: &[portable::<1>, portable::<2>, portable::<3>, portable::<4>] };
