@@ -78,9 +78,7 @@ impl Progress {
     /// Shows a report.
     pub fn report(&self, report: &Report) {
         match self {
-            Progress::Lines { steps } => {
-                print_note(&format!("step {}/{steps} {}", report.step, report.text()))
-            }
+            Progress::Lines { steps } => print_note(&format!("step {}/{steps} {}", report.step, report.text())),
             Progress::Bar(bar) => {
                 bar.set_position(report.step);
                 bar.set_message(report.text());
@@ -160,7 +158,8 @@ mod tests {
 
     #[test]
     fn reports_are_short_and_without_escape_codes() {
-        let report = Report { step: 5, loss: 2.34567, valid_loss: None, per_second: 1234.5, unit: "tokens", eta_s: 65.2 };
+        let report =
+            Report { step: 5, loss: 2.34567, valid_loss: None, per_second: 1234.5, unit: "tokens", eta_s: 65.2 };
         assert_eq!(report.text(), "loss 2.3457 1234 tokens/s ETA 1m 05s");
         let evaluated = Report { valid_loss: Some(2.5), eta_s: f64::NAN, ..report };
         assert_eq!(evaluated.text(), "loss 2.3457 valid 2.5000 1234 tokens/s ETA ?");
