@@ -51,7 +51,7 @@ pub fn run(func: &Func, activity: &[Activity], differentiated: &[bool]) -> Resul
     number_calls(&mut func);
     let active = active_values(&func, activity);
     let primal_nodes = func.nodes.clone();
-    let n_inputs = func.inputs.len();
+    let inputs = func.inputs.clone();
     let n_outputs = func.outputs.len();
     let outputs = func.outputs.clone();
 
@@ -92,11 +92,10 @@ pub fn run(func: &Func, activity: &[Activity], differentiated: &[bool]) -> Resul
     }
     b.span = Span::default();
     let mut input_cotangents = Vec::new();
-    for i in 0..n_inputs {
-        let v = b.func.inputs[i];
-        let wanted = activity[i] != Activity::Inactive && active[v.index()];
-        let d = total(&mut b, &mut pending, &mut sums, v, activity[i] != Activity::Parameter);
-        let dtype = if activity[i] == Activity::Parameter { DType::F32 } else { b.ty(v).dtype };
+    for (&activity, &v) in activity.iter().zip(&inputs) {
+        let wanted = activity != Activity::Inactive && active[v.index()];
+        let d = total(&mut b, &mut pending, &mut sums, v, activity != Activity::Parameter);
+        let dtype = if activity == Activity::Parameter { DType::F32 } else { b.ty(v).dtype };
         let d = match d {
             _ if !wanted => None,
             // An input that the outputs do not depend on: its gradient is zero, and says so in the IR.
@@ -107,7 +106,7 @@ pub fn run(func: &Func, activity: &[Activity], differentiated: &[bool]) -> Resul
         input_cotangents.push(d.is_some());
         b.func.outputs.extend(d);
     }
-    Ok(Joint { func: b.func, n_inputs, n_outputs, output_cotangents, input_cotangents })
+    Ok(Joint { func: b.func, n_inputs: inputs.len(), n_outputs, output_cotangents, input_cotangents })
 }
 
 fn zero(b: &mut Builder, like: ValueId) -> ValueId {
@@ -123,10 +122,8 @@ fn holds_parameters(node: &Node) -> bool {
 
 /// Gives each call and repeat its ordinal, by which its derivative finds its residuals.
 pub fn number_calls(func: &mut Func) {
-    let mut next = 0i64;
-    for n in func.nodes.iter_mut().filter(|n| holds_parameters(n)) {
-        n.attrs.set("id", next);
-        next += 1;
+    for (id, n) in func.nodes.iter_mut().filter(|n| holds_parameters(n)).enumerate() {
+        n.attrs.set("id", id as i64);
     }
 }
 

@@ -162,8 +162,8 @@ pub static METHODS: &[Method] = &[
         let operands = [value(m, args, 0)?, value(m, args, 1)?, value(m, args, 2)?];
         node(b, m.name, Attrs::new().with("eps", number(m, args, 3)?), &operands)
     }),
-    method("softmax", &[AXIS], |b, m, args| along(b, m, args)),
-    method("log_softmax", &[AXIS], |b, m, args| along(b, m, args)),
+    method("softmax", &[AXIS], along),
+    method("log_softmax", &[AXIS], along),
     method("sum", &[AXES], |b, m, args| over_axes(b, "reduce_sum", m, args)),
     method("mean", &[AXES], |b, m, args| over_axes(b, "mean", m, args)),
     method("max", &[AXES], |b, m, args| over_axes(b, "reduce_max", m, args)),
@@ -483,7 +483,7 @@ mod tests {
     #[test]
     fn numbers_take_the_axes_of_their_partner() {
         let half = Arg::Number(Attr::Float(0.5));
-        assert_eq!(shape_of("maximum", &[&["B", "S"]], &[half.clone()]).unwrap(), "f32[B, S]");
+        assert_eq!(shape_of("maximum", &[&["B", "S"]], std::slice::from_ref(&half)).unwrap(), "f32[B, S]");
         assert_eq!(shape_of("lt", &[&["B", "S"]], &[half]).unwrap(), "bool[B, S]");
     }
 

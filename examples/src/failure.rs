@@ -32,7 +32,7 @@ pub enum Failure {
     State(#[from] StateError),
     /// The session.
     #[error(transparent)]
-    Train(#[from] TrainError),
+    Train(Box<TrainError>),
     /// A flag.
     #[error("K0843: `{flag}`: {why}")]
     Option {
@@ -41,6 +41,12 @@ pub enum Failure {
         /// What is wrong and what to do.
         why: String,
     },
+}
+
+impl From<TrainError> for Failure {
+    fn from(error: TrainError) -> Failure {
+        Failure::Train(Box::new(error))
+    }
 }
 
 impl Failure {

@@ -107,7 +107,8 @@ fn stopping_and_resuming_changes_no_bit() {
         };
         assert_eq!(bits(&whole), bits(&parts));
         let (mut a, mut b) = (place.state(&whole), place.state(&parts));
-        (a.meta.remove("elapsed_s"), b.meta.remove("elapsed_s"));
+        a.meta.remove("elapsed_s");
+        b.meta.remove("elapsed_s");
         assert!(a == b, "{precision}");
     }
 }

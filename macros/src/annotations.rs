@@ -113,7 +113,7 @@ pub fn parse_checkpoint(attr: &Attribute, errors: &Errors) -> Option<CheckpointA
     if let Meta::Path(_) = attr.meta {
         return made(Checkpoint::Inputs, Vec::new());
     }
-    let Some(word) = sole_option(attr, "K0402", CHECKPOINT_FORMS, errors) else { return None };
+    let word = sole_option(attr, "K0402", CHECKPOINT_FORMS, errors)?;
     match (word.name.to_string().as_str(), &word.value) {
         ("selective", None) => made(Checkpoint::Selective, Vec::new()),
         ("lean", None) => made(Checkpoint::Lean, Vec::new()),

@@ -79,7 +79,7 @@ pub enum TrainError {
     NoTargets(u64),
     /// NaN or infinity in the loss.
     #[error(
-        "K0807: step {step}: the loss is {loss}; the first value that is not finite is `{value}` ({operation} of layer `{path}`, {file}:{line})"
+        "K0807: step {step}: the loss is {loss}; the first value that is not finite is `{value}` ({operation} of layer `{path}`, {at})"
     )]
     NotFinite {
         /// Step.
@@ -92,10 +92,8 @@ pub enum TrainError {
         operation: String,
         /// Layer instance.
         path: String,
-        /// Source file.
-        file: String,
-        /// Line.
-        line: u32,
+        /// `file:line` of the operation.
+        at: String,
     },
     /// A state of another model.
     #[error(
@@ -414,8 +412,7 @@ impl<L: Layer> Trainer<L> {
             value,
             operation: s.work.name(),
             path: s.path.to_string(),
-            file: s.file.to_string(),
-            line: s.line,
+            at: format!("{}:{}", s.file, s.line),
         }
     }
 

@@ -81,7 +81,7 @@ fn transform(pass: &str, input: &str, options: &Options) -> Result<String, Strin
                 let count = |f: fn(&LaunchKind) -> bool| launches.iter().filter(|l| f(&l.kind)).count();
                 let library = count(|k| matches!(k, LaunchKind::Library { .. }));
                 let regions = count(|k| matches!(k, LaunchKind::Region(_)));
-                write!(text, "{name}: {library} library launches, {regions} regions\n").map_err(|e| e.to_string())?;
+                writeln!(text, "{name}: {library} library launches, {regions} regions").map_err(|e| e.to_string())?;
                 launches.iter().for_each(|l| text.push_str(&describe(l)));
             }
             let residuals: Vec<String> = compiled.residuals.iter().map(|v| format!("%{}", v.0)).collect();

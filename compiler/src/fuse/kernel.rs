@@ -183,7 +183,7 @@ pub enum Expr {
     SumCube(Var),
     /// Maximum over the units of the cube.
     MaxCube(Var),
-    /// Σ over j in starts[segment]..ends[segment] of values[order[j]·interior + at].
+    /// Σ over j in `starts[segment]..ends[segment]` of `values[order[j]·interior + at]`.
     SegmentSum {
         /// Buffer of the rows.
         values: usize,

@@ -75,7 +75,7 @@ pub enum Instr {
     RowMax(Reg),
     /// Sum over the rows: may only be an output, over the interior axes.
     ColumnSum(Reg),
-    /// Σ over j in starts[v]..ends[v] of values[order[j], interior]; `v` is the index along the only row axis.
+    /// Σ over j in `starts[v]..ends[v]` of `values[order[j], interior]`; `v` is the index along the only row axis.
     /// Fields are operand numbers: `values` lies as (flat row, interior), `order` as (flat row), `starts` and `ends` as (v).
     SegmentSum {
         /// The rows to sum.

@@ -59,7 +59,7 @@ fn execute(
             if result.dims != expected.dims {
                 return Err(format!("launch {i}, %{}: sizes {:?} instead of {:?}", v.0, result.dims, expected.dims));
             }
-            agree(&[result.clone()], std::slice::from_ref(expected), SAME)
+            agree(std::slice::from_ref(&result), std::slice::from_ref(expected), SAME)
                 .map_err(|e| format!("launch {i}, %{}: {e}", v.0))?;
             if memory.insert(v, result).is_some() {
                 return Err(format!("launch {i} stores %{} again", v.0));

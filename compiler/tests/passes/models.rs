@@ -101,7 +101,7 @@ pub fn agree(a: &[Array], b: &[Array], rtol: f64) -> Result<(), String> {
     for (k, (a, b)) in a.iter().zip(b).enumerate() {
         assert_eq!(a.dims, b.dims, "sizes of result {k}");
         let scale = b.data.iter().fold(1.0f64, |m, x| m.max(x.abs()));
-        let off = a.data.iter().zip(&b.data).position(|(a, b)| !((a - b).abs() <= rtol * scale));
+        let off = a.data.iter().zip(&b.data).position(|(a, b)| (a - b).is_nan() || (a - b).abs() > rtol * scale);
         if let Some(i) = off {
             return Err(format!("result {k}, element {i}: {} instead of {}", a.data[i], b.data[i]));
         }

@@ -107,13 +107,14 @@ impl Lowering<'_> {
             Kind::Tensor | Kind::Operand | Kind::Ids | Kind::Rope | Kind::Mask => {
                 let val = self.expr(e, None);
                 let val = self.known(&val);
-                let fits = match (&val, kind) {
-                    (Val::Wrong, _) => true,
-                    (Val::Tensor(_) | Val::Pending(_), Kind::Tensor | Kind::Operand | Kind::Ids) => true,
-                    (Val::Number(_) | Val::Over(..), Kind::Operand) => true,
-                    (Val::Rope { .. }, Kind::Rope) | (Val::Marker(_), Kind::Mask) => true,
-                    _ => false,
-                };
+                let fits = matches!(
+                    (&val, kind),
+                    (Val::Wrong, _)
+                        | (Val::Tensor(_) | Val::Pending(_), Kind::Tensor | Kind::Operand | Kind::Ids)
+                        | (Val::Number(_) | Val::Over(..), Kind::Operand)
+                        | (Val::Rope { .. }, Kind::Rope)
+                        | (Val::Marker(_), Kind::Mask)
+                );
                 return if fits { Operand::new(val, e) } else { self.wrong_argument(method, kind, e) };
             }
         };

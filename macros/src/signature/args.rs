@@ -41,10 +41,10 @@ pub enum Kind {
         /// No gradient.
         frozen: bool,
         /// `#[shard(..)]` on it.
-        shard: Option<ShardAttr>,
+        shard: Option<Box<ShardAttr>>,
     },
     /// A child.
-    Sub(SubDecl),
+    Sub(Box<SubDecl>),
     /// A host scalar.
     Config {
         /// Its type.
@@ -121,7 +121,7 @@ fn kind(name: &Ident, ty: &Type, attrs: KindAttrs, errors: &Errors) -> Option<Ki
     }
     check_shard_place(&attrs, errors);
     if let Some((attr, init)) = attrs.param {
-        return param(ty, attr, init, attrs.frozen.is_some(), attrs.shard, errors);
+        return param(ty, attr, init, attrs.frozen.is_some(), attrs.shard.map(Box::new), errors);
     }
     if let Some(frozen) = &attrs.frozen {
         errors.push(
@@ -190,7 +190,7 @@ fn param(
     attr: Attribute,
     init: Option<Init>,
     frozen: bool,
-    shard: Option<ShardAttr>,
+    shard: Option<Box<ShardAttr>>,
     errors: &Errors,
 ) -> Option<Kind> {
     match parse_type(ty, errors) {
@@ -231,7 +231,7 @@ fn sub(ty: &Type, shard: Option<ShardAttr>, errors: &Errors) -> Option<Kind> {
             }
         }
     }
-    Some(Kind::Sub(SubDecl { child, layer, generics, repeat, shard }))
+    Some(Kind::Sub(Box::new(SubDecl { child, layer, generics, repeat, shard })))
 }
 
 fn wrong_child(ty: &Type, errors: &Errors) -> Option<Kind> {

@@ -58,7 +58,7 @@ impl Signature {
     /// Children in argument order.
     pub fn subs(&self) -> impl Iterator<Item = (&ArgDecl, &SubDecl)> {
         self.args.iter().filter_map(|a| match &a.kind {
-            Kind::Sub(s) => Some((a, s)),
+            Kind::Sub(s) => Some((a, s.as_ref())),
             _ => None,
         })
     }

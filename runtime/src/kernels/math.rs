@@ -47,10 +47,10 @@ pub fn tanh<N: Size>(a: Vector<f32, N>) -> Vector<f32, N> {
     let one = Vector::<f32, N>::new(1.0f32);
     let two = Vector::<f32, N>::new(2.0f32);
     let z = a * a;
-    let mut p = z * Vector::new(-5.704_988_7e-3f32) + Vector::new(2.063_908_9e-2f32);
+    let mut p = z * Vector::new(-5.704_988_7e-3f32) + Vector::new(2.063_909e-2_f32);
     p = p * z + Vector::new(-5.373_971_6e-2f32);
     p = p * z + Vector::new(1.333_144_2e-1f32);
-    p = p * z + Vector::new(-3.333_328_2e-1f32);
+    p = p * z + Vector::new(-3.333_328e-1_f32);
     let small = p * z * a + a;
     let magnitude = a.abs();
     let large = one - two / ((magnitude * two).exp() + one);
@@ -67,7 +67,7 @@ pub fn erf<N: Size>(a: Vector<f32, N>) -> Vector<f32, N> {
     p = p * z + Vector::new(-2.101_024e-6f32);
     p = p * z + Vector::new(-5.692_506_4e-5f32);
     p = p * z + Vector::new(-7.349_906_3e-4f32);
-    p = p * z + Vector::new(-2.954_599_8e-3f32);
+    p = p * z + Vector::new(-2.954_6e-3_f32);
     p = p * z + Vector::new(-1.609_603_3e-2f32);
     let mut q = z * Vector::new(-1.456_607_2e-5f32) + Vector::new(-2.133_740_6e-4f32);
     q = q * z + Vector::new(-1.682_827e-3f32);

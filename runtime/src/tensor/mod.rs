@@ -1,7 +1,7 @@
 //! The tensors of a layer's body: on the host they compute, under a [`Recorder`] they append nodes to an IR function.
 //!
 //! A tensor is an index into the session of its thread, so it is `Copy` and stays on its thread. Every method calls one function
-//! ([`apply`](apply::apply)) with the name of the method; the table of methods in the compiler is the only one, so the eager run,
+//! (`apply`) with the name of the method; the table of methods in the compiler is the only one, so the eager run,
 //! the recorded IR and the parsed IR agree node by node. Mistakes in shapes panic with a `K01xx` message, as a body returns no
 //! `Result`; while recording they are collected and returned.
 //!

@@ -450,7 +450,7 @@ impl Recording {
                 self.def.subs.get(sub).filter(|d| is(d)).map(|_| sub)
             }
             Some(_) => None,
-            None => self.def.subs.iter().position(|d| is(d)),
+            None => self.def.subs.iter().position(is),
         }
     }
 

@@ -1,6 +1,6 @@
 //! `attention` and its derivative, tile by tile: no more than a tile of scores is ever held (Dao 2023).
 //!
-//! Queries are cut into blocks of [`QUERIES`] positions of one head, keys into blocks of [`KEYS`]. Every sum over keys or queries
+//! Queries are cut into blocks of `QUERIES` positions of one head, keys into blocks of `KEYS`. Every sum over keys or queries
 //! goes block by block in order, so the bits do not depend on tasks or threads. Operands are widened to f32 as they are packed.
 //!
 //! Forward: a task is a few query blocks that share keys; each keeps its running maximum, sum and output while the keys pass by.

@@ -302,7 +302,7 @@ fn check_axes(a: &[Axis], b: &[Axis], out: &[Axis]) -> Result<(), GemmError> {
     if let Some(&o) = out.iter().find(|o| !a.contains(o) && !b.contains(o)) {
         return Err(GemmError::UnknownAxis(o));
     }
-    let lost = a.iter().chain(b).find(|x| !(a.contains(x) && b.contains(x)) && !out.contains(x));
+    let lost = a.iter().chain(b).find(|x| !(out.contains(x) || a.contains(x) && b.contains(x)));
     lost.map_or(Ok(()), |&x| Err(GemmError::LostAxis(x)))
 }
 

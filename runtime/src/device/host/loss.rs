@@ -190,7 +190,7 @@ impl LossPlan {
         highest.fill(f32::NEG_INFINITY);
         totals.fill(0.0);
         losses.fill(0.0);
-        let state = [&mut *highest, &mut *totals, &mut *losses].map(|s| Shared::new(s));
+        let state = [&mut *highest, &mut *totals, &mut *losses].map(Shared::new);
         let workers = Shared::new(rest);
         let step = self.task_rows(self.rows);
         for first in (0..self.vocab).step_by(self.block()) {

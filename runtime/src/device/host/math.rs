@@ -57,7 +57,7 @@ pub fn log<F: Fma>(x: f32) -> f32 {
     let odd = z * F::fma(w, 0.284_987_87, 0.666_666_6);
     let r = odd + even;
     let half_square = 0.5 * f * f;
-    let y = F::fma(s, half_square + r, k * 9.058_000_6e-6) - half_square + f;
+    let y = F::fma(s, half_square + r, k * 9.058_001e-6) - half_square + f;
     let y = F::fma(k, 0.693_138_1, y);
     let y = if x == f32::INFINITY { x } else { y };
     let y = if x == 0.0 { f32::NEG_INFINITY } else { y };
@@ -69,7 +69,7 @@ pub fn log<F: Fma>(x: f32) -> f32 {
 pub fn tanh<F: Fma>(x: f32) -> f32 {
     let a = x.abs();
     let z = x * x;
-    let p = horner::<F, 5>(z, [-5.704_988_7e-3, 2.063_908_9e-2, -5.373_971_6e-2, 1.333_144_2e-1, -3.333_328e-1]);
+    let p = horner::<F, 5>(z, [-5.704_988_7e-3, 2.063_909e-2, -5.373_971_6e-2, 1.333_144_2e-1, -3.333_328e-1]);
     let near = F::fma(p * z, x, x);
     let far = 1.0 - 2.0 / (exp::<F>(a + a) + 1.0);
     // The polynomial rounds −0 to +0.
@@ -98,7 +98,7 @@ pub fn erf<F: Fma>(x: f32) -> f32 {
     let s = x * x;
     let p = horner::<F, 6>(
         s,
-        [-5.967_617e-4, 4.991_194_2e-3, -2.676_813_5e-2, 1.128_199_25e-1, -3.761_253_4e-1, 1.283_791_66e-1],
+        [-5.967_617e-4, 4.991_194_2e-3, -2.676_813_5e-2, 1.128_199_25e-1, -3.761_253_4e-1, 1.283_791_7e-1],
     );
     let near = F::fma(p, x, x);
     if a > 0.927_734_4 { far } else { near }

@@ -216,7 +216,7 @@ fn a_value_of_a_round_is_lost_after_the_loop() {
         let mut last = x;
         for block in r.repeat::<Block>("blocks") {
             last = block.forward(x, rope);
-            x = x + last;
+            x += last;
         }
         r.output(x + last);
     }));
@@ -231,7 +231,7 @@ fn a_loop_carries_one_value() {
         let mut y = x * 2.0;
         for block in r.repeat::<Block>("blocks") {
             x = block.forward(x, rope);
-            y = y + x;
+            y += x;
         }
         r.output(y);
     }));
@@ -239,6 +239,7 @@ fn a_loop_carries_one_value() {
 }
 
 #[test]
+#[expect(clippy::never_loop, reason = "the `break` is what is refused")]
 fn a_loop_runs_to_its_end_and_alike() {
     let found = codes(with_body(|r| {
         let rope = Rope::new(10_000.0);

@@ -358,7 +358,7 @@ fn gathers() {
         vec![dense(3, &[0, 1]), Layout { axes: vec![Index::Domain(0), Index::Domain(1), Index::Value(0)], dtype: 0 }];
     r.extra_axes = axes("V");
     r.outputs = vec![(1, dense(0, &[0, 1]))];
-    let ids: Vec<i32> = (0..6 * 9).map(|i| (i * 5 % 13) as i32).collect();
+    let ids: Vec<i32> = (0..6 * 9).map(|i| i * 5 % 13).collect();
     check(&r, &[('A', 6), ('B', 9), ('V', 13)], &[(0, ids)]);
 }
 
