@@ -1,9 +1,9 @@
 //! Explain: a linked model and its plan as text – every decision with its reason and `file:line`. Reads, decides nothing.
 
 use crate::link::{Instance, Keep, LayerType, Model};
-use crate::plan::{Phase, Plan, Segment, Work};
+use crate::plan::{Phase, Plan, Segment, Step, Work};
 use kiln_compiler::ir::{Checkpoint, DType};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
 
 // How many of the largest temporaries are listed.
@@ -26,7 +26,7 @@ pub fn explain(model: &Model, plan: &Plan) -> String {
     out.push('\n');
     tree(&mut out, model, &model.root, "", 0);
     memory(&mut out, model, plan);
-    steps(&mut out, plan);
+    steps(&mut out, model, plan);
     casts(&mut out, model);
     out
 }
@@ -102,7 +102,7 @@ fn memory(out: &mut String, model: &Model, plan: &Plan) {
     }
 }
 
-fn steps(out: &mut String, plan: &Plan) {
+fn steps(out: &mut String, model: &Model, plan: &Plan) {
     out.push('\n');
     let mut counts: BTreeMap<(u8, String), usize> = BTreeMap::new();
     for s in &plan.steps {
@@ -121,8 +121,31 @@ fn steps(out: &mut String, plan: &Plan) {
             line(out, format!("  {title}: {}", of_phase.join(", ")));
         }
     }
-    let regions = plan.steps.iter().filter(|s| matches!(s.work, Work::Region { .. })).count();
-    line(out, format!("  {regions} fused regions, {} library and gradient steps", plan.steps.len() - regions));
+    let regions: Vec<u64> = plan.steps.iter().filter_map(region_hash).collect();
+    let others = plan.steps.len() - regions.len();
+    line(out, format!("  {} fused regions, {others} library and gradient steps", regions.len()));
+    kernels(out, model, &regions);
+}
+
+fn region_hash(step: &Step) -> Option<u64> {
+    match &step.work {
+        Work::Region { region, .. } => Some(region.hash()),
+        Work::Library { .. } | Work::Accumulate(_) | Work::AllReduce { .. } => None,
+    }
+}
+
+/// Which fused regions have an emitted kernel, for devices that launch kernels; the host runs all of them from the plan.
+fn kernels(out: &mut String, model: &Model, regions: &[u64]) {
+    if model.types.iter().all(|t| t.kernels.is_empty()) {
+        return line(out, "  no emitted kernels: no GPU feature is compiled in, or every layer is traced".to_owned());
+    }
+    let distinct: BTreeSet<u64> = regions.iter().copied().collect();
+    let missing = distinct.iter().filter(|hash| model.kernel(**hash).is_none()).count();
+    let emitted = distinct.len() - missing;
+    line(
+        out,
+        format!("  kernels: {emitted} emitted while the crate compiled, {missing} built from the plan at start-up"),
+    );
 }
 
 /// Each cast of each layer type that changes a value, with the line of the operation that it follows.

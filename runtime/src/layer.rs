@@ -76,6 +76,7 @@ pub struct LayerDef {
 }
 
 /// One emitted kernel.
+#[derive(Clone, Copy, Debug)]
 pub struct KernelDef {
     /// Structural hash of its region ([`kiln_compiler::fuse::Region::hash`]).
     pub hash: u64,

@@ -3,6 +3,7 @@
 // The macros name this crate `kiln` in its own tests too.
 extern crate self as kiln;
 
+pub mod check;
 pub mod data;
 pub mod device;
 pub mod exec;

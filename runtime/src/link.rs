@@ -3,7 +3,7 @@
 //! In: [`LayerDef`] (with its children), sizes, configuration, inherited precision and checkpoint choice. Out: a [`Model`] whose
 //! every axis has a size, every wildcard a name, every annotation a meaning in force – or a typed error. Allocates no tensor.
 
-use crate::layer::LayerDef;
+use crate::layer::{KernelDef, LayerDef};
 use kiln_compiler::compile::{self, CompiledLayer};
 use kiln_compiler::diff::Activity;
 use kiln_compiler::ir::{
@@ -169,6 +169,8 @@ pub struct LayerType {
     pub subs: Vec<SubType>,
     /// The axis that `#[shard(tensor)]` splits, and into how many parts; `None` where the mesh axis has size 1.
     pub split: Option<(Axis, usize)>,
+    /// Kernels that its macro emitted.
+    pub kernels: &'static [KernelDef],
 }
 
 /// Training and evaluation programs of one function.
@@ -206,6 +208,13 @@ impl LayerType {
             DType::Sub(i) => self.sub_dtypes[i as usize],
             DType::F32 | DType::Bf16 | DType::F16 | DType::I32 | DType::Bool => d,
         }
+    }
+}
+
+impl Model {
+    /// The emitted kernel of a region with this structural hash; any layer's serves, since the hash stands for all of its body.
+    pub fn kernel(&self, hash: u64) -> Option<&'static KernelDef> {
+        self.types.iter().flat_map(|t| t.kernels).find(|k| k.hash == hash)
     }
 }
 
@@ -356,7 +365,17 @@ impl Linker<'_> {
                 bodies.insert(id, compile_programs(&layer, body, &active, &[true])?);
             }
         }
-        self.types.push(LayerType { layer, compute, sub_dtypes, keep, programs, bodies, subs, split });
+        self.types.push(LayerType {
+            layer,
+            compute,
+            sub_dtypes,
+            keep,
+            programs,
+            bodies,
+            subs,
+            split,
+            kernels: def.kernels,
+        });
         self.known.insert(key, self.types.len() - 1);
         Ok(self.types.len() - 1)
     }

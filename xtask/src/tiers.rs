@@ -63,7 +63,7 @@ pub const TIERS: &[Tier] = &[
     Tier {
         name: "differential",
         question: "do the host and wgpu compute what the interpreter computes?",
-        commands: &[&["--test", "kernels"]],
+        commands: &[&["--test", "kernels", "--test", "registered"]],
     },
     Tier { name: "peers", question: "does PyTorch get the same values?", commands: &[&["--test", "peers"]] },
     Tier {

@@ -260,17 +260,16 @@ impl<'a> Tile<'a> {
         });
     }
 
-    /// Loads with indices from registers; an index outside of the buffer reads its last element, as on every device.
+    /// Loads with indices from registers; an index outside of the buffer reads zero, as on every device.
     #[inline(always)]
     fn load_by_value(&self, buf: Buf, walk: &Walk, out: &mut [f32], class: Class) {
         let along_columns = walk.values.iter().any(|v| self.p.registers[v.0].class.cols);
-        let offset = |r: usize, c: usize| -> isize {
-            let index = |&(reg, stride, limit): &(usize, isize, usize)| {
-                let v = self.view(reg).at(r, c).to_bits() as i32;
+        let offset = |r: usize, c: usize| -> Option<isize> {
+            walk.values.iter().try_fold(0, |sum, &(reg, stride, limit)| {
                 // A negative number is a large one without its sign.
-                (v as u32 as usize).min(limit.saturating_sub(1)) as isize * stride
-            };
-            walk.values.iter().map(index).sum()
+                let index = self.view(reg).at(r, c).to_bits() as usize;
+                (index < limit).then_some(sum + index as isize * stride)
+            })
         };
         self.for_runs(walk, class, |i, n, at, stride| {
             let (r, c) = if class.cols { (i / self.cols, i % self.cols) } else { (i, 0) };
@@ -278,10 +277,13 @@ impl<'a> Tile<'a> {
             if along_columns {
                 for (k, o) in out.iter_mut().enumerate() {
                     let here = at + k as isize * stride;
-                    *o = buf.get((here + offset(r, c + k)) as usize);
+                    *o = offset(r, c + k).map_or(0.0, |by| buf.get((here + by) as usize));
                 }
             } else if n > 0 {
-                buf.load_strided((at + offset(r, c)) as usize, stride, out);
+                match offset(r, c) {
+                    Some(by) => buf.load_strided((at + by) as usize, stride, out),
+                    None => out.fill(0.0),
+                }
             }
         });
     }
