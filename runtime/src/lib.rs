@@ -3,6 +3,7 @@
 // The macros name this crate `kiln` in its own tests too.
 extern crate self as kiln;
 
+pub mod batch;
 pub mod check;
 pub mod data;
 pub mod device;
@@ -28,6 +29,7 @@ pub mod schedule;
 pub mod session;
 mod sig_check;
 pub mod state;
+pub mod step;
 pub mod tensor;
 pub mod trainer;
 pub mod user_op;

@@ -127,9 +127,9 @@ impl Ranks {
         self.each(|_, r| r.engine.initialise(&r.model, seed));
     }
 
-    /// Runs a plan over a whole batch, whose inputs hold `parts()` parts one after another; training sums gradients over
-    /// micro-batches and data ranks.
-    pub fn run(&mut self, mode: Mode, inputs: &[HostInput<'_>], step: u64, loss_scale: f32) -> Sums {
+    /// Runs a plan over a whole batch, whose inputs hold `parts()` parts one after another. Training sums each rank's gradients
+    /// over its micro-batches, and over earlier runs of the step: this is run number `pass` of it, and run 0 overwrites.
+    pub fn run(&mut self, mode: Mode, inputs: &[HostInput<'_>], step: u64, pass: usize, loss_scale: f32) -> Sums {
         let (mesh, accumulate, parts) = (self.mesh, self.accumulate, self.parts());
         let sums = self.each(|i, r| {
             let mut sums = Sums::default();
@@ -137,17 +137,20 @@ impl Ranks {
                 let part = micro * mesh.data + i / mesh.tensor;
                 let slices: Vec<HostInput<'_>> = inputs.iter().map(|x| x.part(part, parts)).collect();
                 r.engine.write_inputs(mode, &slices);
-                r.engine.run(mode, Run { step, micro, part, loss_scale });
+                let micro = pass * accumulate + micro;
+                r.engine.run(mode, Run { step, micro, part: pass * parts + part, loss_scale });
                 sums.loss += f64::from(r.engine.output_scalar(mode, 0));
                 sums.count += f64::from(r.engine.output_scalar(mode, 1));
-            }
-            if mode == Mode::Train {
-                r.data.all_reduce(r.engine.grads_mut());
             }
             sums
         });
         let of_data = sums.iter().step_by(mesh.tensor);
         of_data.fold(Sums::default(), |a, b| Sums { loss: a.loss + b.loss, count: a.count + b.count })
+    }
+
+    /// Sums the gradients over data ranks, once after the last run of a step.
+    pub fn reduce_grads(&mut self) {
+        self.each(|_, r| r.data.all_reduce(r.engine.grads_mut()));
     }
 
     /// Sum of squares of the whole gradient: parts are summed over their ranks, what all ranks hold is counted once.
@@ -171,9 +174,10 @@ impl Ranks {
         });
     }
 
-    /// The first value of rank 0's last micro-batch that is not finite: its step and name.
-    pub fn first_non_finite(&mut self, mode: Mode, step: u64, loss_scale: f32) -> Option<(usize, String)> {
-        let run = Run { step, micro: self.accumulate - 1, part: 0, loss_scale };
+    /// The first value of rank 0's last micro-batch of run `pass` that is not finite: its step and name.
+    pub fn first_non_finite(&mut self, mode: Mode, step: u64, pass: usize, loss_scale: f32) -> Option<(usize, String)> {
+        let last = (pass + 1) * self.accumulate - 1;
+        let run = Run { step, micro: last, part: last * self.mesh.data, loss_scale };
         self.each(|_, r| r.engine.first_non_finite(mode, run)).swap_remove(0)
     }
 

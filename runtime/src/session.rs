@@ -1,12 +1,13 @@
 //! Session: inference over saved parameters. A root layer, sizes and a state file become a function.
 
+use crate::batch::{self, HostBatch};
 use crate::exec::comm::Member;
-use crate::exec::{Engine, EngineOptions, HostInput, Mode, Run};
+use crate::exec::{Engine, EngineOptions, Mode, Run};
 use crate::layer::Layer;
 use crate::link::{self, Keep, LinkOptions, Model};
 use crate::plan;
 use crate::state::{State, TensorData};
-use crate::trainer::{HostBatch, TrainError};
+use crate::trainer::TrainError;
 use kiln_compiler::ir::{ConfigValue, DType, Sizes};
 use std::collections::BTreeMap;
 use std::marker::PhantomData;
@@ -24,8 +25,8 @@ impl<L: Layer> Session<L> {
     ///
     /// # Errors
     /// [`TrainError`] names the first parameter that is missing or has another shape.
-    pub fn load(path: &Path, sizes: Sizes) -> Result<Session<L>, TrainError> {
-        let state = State::load(path)?;
+    pub fn load(path: impl AsRef<Path>, sizes: Sizes) -> Result<Session<L>, TrainError> {
+        let state = State::load(path.as_ref())?;
         let mut session = Session::new(sizes, DType::F32, BTreeMap::new(), 0)?;
         session.set_params(&state)?;
         Ok(session)
@@ -71,17 +72,10 @@ impl<L: Layer> Session<L> {
     /// Runs forward and returns the first output, row-major.
     ///
     /// # Errors
-    /// [`TrainError::Batch`] if an input has another length.
-    pub fn forward(&mut self, batch: &impl HostBatch) -> Result<Vec<f32>, TrainError> {
-        let inputs: Vec<HostInput<'_>> = batch.inputs();
-        let plan = self.engine.plan(Mode::Evaluate);
-        for (index, &b) in plan.inputs.iter().enumerate() {
-            let (wanted, found) = (plan.buffers[b].elements, inputs.get(index).map_or(0, HostInput::len));
-            if wanted != found {
-                let layer = self.model.types[self.model.root.ty].layer.name.clone();
-                return Err(TrainError::Batch { layer, index, wanted, found });
-            }
-        }
+    /// [`TrainError::Inputs`], [`TrainError::Kind`] or [`TrainError::Batch`] if the batch is not what the root takes.
+    pub fn forward(&mut self, batch: &(impl HostBatch + ?Sized)) -> Result<Vec<f32>, TrainError> {
+        let inputs = batch.inputs();
+        batch::check(&self.model, self.engine.plan(Mode::Evaluate), 1, &inputs)?;
         self.engine.write_inputs(Mode::Evaluate, &inputs);
         self.engine.run(Mode::Evaluate, Run { step: 0, micro: 0, part: 0, loss_scale: 1.0 });
         Ok(self.engine.output(Mode::Evaluate, 0))

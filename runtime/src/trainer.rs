@@ -1,9 +1,12 @@
 //! Trainer: a root layer and sizes become a session that trains, evaluates, saves and resumes.
 //!
 //! One step: forward and backward of each micro-batch, then found-inf → unscale → clip → optimizer, in this order. The loss is
-//! Σsum/Σcount over all micro-batches, so accumulation and ignored targets cannot change its normalisation.
+//! Σsum/Σcount over all micro-batches, so accumulation and ignored targets cannot change its normalisation. The parts of a step
+//! are public: [`crate::step`].
 
-use crate::exec::{EngineError, EngineOptions, HostInput, Mode, micro_sizes};
+use crate::batch;
+use crate::exec::{EngineError, EngineOptions, Mode, micro_sizes};
+use crate::explain;
 use crate::layer::Layer;
 use crate::link::{self, Keep, LinkError, LinkOptions, Model};
 use crate::optim::{AdamW, Group, Groups, Optimizer, OptimizerError, clip_factor};
@@ -11,11 +14,15 @@ use crate::plan::{self, Plan};
 use crate::ranks::{Mesh, Ranks, RanksError};
 use crate::scaler::{LossScaler, ScalerOptions};
 use crate::schedule::{Schedule, ScheduleError};
+use crate::session::Session;
 use crate::state::{State, StateError, TensorData};
 use kiln_compiler::ir::{ArgKind, Axis, ConfigValue, DType, Output, Sizes};
 use std::collections::BTreeMap;
 use std::marker::PhantomData;
 use std::path::Path;
+
+pub use crate::batch::{HostBatch, HostValues};
+pub use crate::step::{Gradients, OpenStep};
 
 /// Anything that can go wrong in a session.
 #[derive(Debug, thiserror::Error)]
@@ -60,13 +67,35 @@ pub enum TrainError {
     /// The root's inputs do not share a leading axis.
     #[error("K0713: the inputs of `{0}` must share their first axis, the batch")]
     NoBatchAxis(String),
-    /// A batch that does not fit.
-    #[error("K0805: input {index} of `{layer}` needs {wanted} elements, the batch has {found}")]
+    /// A batch with another number of inputs.
+    #[error("K0805: `{layer}` takes {wanted} inputs, the batch gives {found}")]
+    Inputs {
+        /// Root.
+        layer: String,
+        /// Its inputs.
+        wanted: usize,
+        /// The batch's.
+        found: usize,
+    },
+    /// A batch with other numbers.
+    #[error("K0805: input `{input}` of `{layer}` takes {wanted}, the batch gives {found}")]
+    Kind {
+        /// Root.
+        layer: String,
+        /// Which input.
+        input: String,
+        /// Floats or ids.
+        wanted: &'static str,
+        /// The other.
+        found: &'static str,
+    },
+    /// A batch of another size.
+    #[error("K0805: input `{input}` of `{layer}` needs {wanted} elements, the batch has {found}")]
     Batch {
         /// Root.
         layer: String,
         /// Which input.
-        index: usize,
+        input: String,
         /// Elements needed.
         wanted: usize,
         /// Elements given.
@@ -107,42 +136,6 @@ pub enum TrainError {
         /// Here.
         here: String,
     },
-}
-
-/// What a batch gives to the root, in the order of its inputs.
-pub trait HostBatch {
-    /// The inputs.
-    fn inputs(&self) -> Vec<HostInput<'_>>;
-}
-
-impl HostBatch for crate::data::Batch {
-    fn inputs(&self) -> Vec<HostInput<'_>> {
-        vec![HostInput::I32(&self.ids), HostInput::I32(&self.next)]
-    }
-}
-
-impl HostBatch for Vec<i32> {
-    fn inputs(&self) -> Vec<HostInput<'_>> {
-        vec![HostInput::I32(self)]
-    }
-}
-
-impl<'a> HostBatch for Vec<HostInput<'a>> {
-    fn inputs(&self) -> Vec<HostInput<'_>> {
-        self.clone()
-    }
-}
-
-impl HostBatch for (Vec<f32>, Vec<i32>) {
-    fn inputs(&self) -> Vec<HostInput<'_>> {
-        vec![HostInput::F32(&self.0), HostInput::I32(&self.1)]
-    }
-}
-
-impl HostBatch for (Vec<i32>, Vec<i32>) {
-    fn inputs(&self) -> Vec<HostInput<'_>> {
-        vec![HostInput::I32(&self.0), HostInput::I32(&self.1)]
-    }
 }
 
 /// Settings of a session; `build` plans and allocates.
@@ -254,6 +247,7 @@ impl<L: Layer> TrainerBuilder<L> {
             Optimizer::AdamW(_) | Optimizer::Sgd(_) => self.optimizer.check()?,
         }
         let TrainerBuilder { sizes, config, precision, keep, seed, mesh, .. } = self;
+        let inherited = Inherited { config: config.clone(), precision, threads: self.threads };
         let options = LinkOptions { sizes: sizes.clone(), config, precision, keep, tensor: (1, 0) };
         let whole = link::link(L::DEF, &options)?;
         let root = &whole.types[whole.root.ty].layer;
@@ -288,11 +282,19 @@ impl<L: Layer> TrainerBuilder<L> {
             scaler,
             scaler_options: self.scaler,
             seed,
+            inherited,
             step: 0,
             updates: 0,
             root: PhantomData,
         })
     }
+}
+
+/// Settings that another root over the same layers takes over.
+struct Inherited {
+    config: BTreeMap<String, ConfigValue>,
+    precision: DType,
+    threads: usize,
 }
 
 /// The first axis of the root's inputs, which all must share.
@@ -307,17 +309,18 @@ fn batch_axis(root: &kiln_compiler::ir::Layer) -> Result<Axis, TrainError> {
 
 /// A training session.
 pub struct Trainer<L> {
-    ranks: Ranks,
-    optimizer: Optimizer,
+    pub(crate) ranks: Ranks,
+    pub(crate) optimizer: Optimizer,
     schedule: Schedule,
     clip: Option<f64>,
     scaler: Option<LossScaler>,
     scaler_options: ScalerOptions,
     seed: u64,
-    /// Batches seen.
-    step: u64,
+    inherited: Inherited,
+    /// Steps done.
+    pub(crate) step: u64,
     /// Optimizer steps done (skipped ones are not counted).
-    updates: u64,
+    pub(crate) updates: u64,
     root: PhantomData<fn() -> L>,
 }
 
@@ -367,42 +370,38 @@ impl<L: Layer> Trainer<L> {
     ///
     /// # Errors
     /// [`TrainError`]; after an error the weights are those before the step.
-    pub fn step(&mut self, batch: &impl HostBatch) -> Result<StepReport, TrainError> {
-        let inputs = batch.inputs();
-        self.check_batch(Mode::Train, &inputs)?;
-        let scale = self.scaler.as_ref().map_or(1.0, LossScaler::scale);
-        let sums = self.ranks.run(Mode::Train, &inputs, self.step, scale);
-        let (sum, count) = (sums.loss, sums.count);
-        let number = self.step + 1;
-        if count == 0.0 {
-            return Err(TrainError::NoTargets(number));
-        }
-        let loss = sum / count;
-        if !loss.is_finite() {
-            return Err(self.not_finite(number, loss, scale));
-        }
-        let unscale = 1.0 / (count * f64::from(scale));
-        let grad_norm = self.ranks.grad_sum_of_squares().sqrt() * unscale;
+    pub fn step(&mut self, batch: &(impl HostBatch + ?Sized)) -> Result<StepReport, TrainError> {
         let lr = self.schedule.lr(self.step);
-        let found_inf = self.scaler.is_some() && !self.ranks.grads_finite();
-        if !found_inf {
-            self.update(lr, unscale * self.clip.map_or(1.0, |max_norm| clip_factor(grad_norm, max_norm)));
+        let (max_norm, scaled, loss_scale) = (self.clip, self.scaler.is_some(), f64::from(self.scale()));
+        let mut step = self.begin_step();
+        step.forward_backward(batch)?;
+        let mut gradients = step.reduce()?;
+        let (loss, count, grad_norm) = (gradients.loss(), gradients.count(), gradients.norm());
+        let skipped = scaled && !gradients.is_finite();
+        match skipped {
+            true => gradients.skip(),
+            false => gradients.update(lr, max_norm.map_or(1.0, |max_norm| clip_factor(grad_norm, max_norm))),
         }
+        Ok(StepReport { step: self.step, loss, count, grad_norm, lr, loss_scale, skipped })
+    }
+
+    /// Where backward starts: 1 without f16.
+    pub(crate) fn scale(&self) -> f32 {
+        self.scaler.as_ref().map_or(1.0, LossScaler::scale)
+    }
+
+    /// Counts the step and moves the loss scale.
+    pub(crate) fn close_step(&mut self, found_inf: bool) {
         if let Some(scaler) = &mut self.scaler {
             scaler.update(found_inf);
         }
-        self.step = number;
-        let loss_scale = f64::from(scale);
-        Ok(StepReport { step: number, loss, count, grad_norm, lr, loss_scale, skipped: found_inf })
+        self.step += 1;
     }
 
-    fn update(&mut self, lr: f64, grad_factor: f64) {
-        self.updates += 1;
-        self.ranks.update(self.optimizer, lr, self.updates, grad_factor);
-    }
-
-    fn not_finite(&mut self, step: u64, loss: f64, scale: f32) -> TrainError {
-        let found = self.ranks.first_non_finite(Mode::Train, step - 1, scale);
+    /// The error of a loss that is not finite; `pass` is the one whose inputs are still there.
+    pub(crate) fn not_finite(&mut self, step: u64, loss: f64, pass: usize) -> TrainError {
+        let scale = self.scale();
+        let found = self.ranks.first_non_finite(Mode::Train, step - 1, pass, scale);
         let plan = self.plan();
         let (at, value) = found.unwrap_or((plan.steps.len() - 1, "loss".to_owned()));
         let s = &plan.steps[at];
@@ -416,20 +415,6 @@ impl<L: Layer> Trainer<L> {
         }
     }
 
-    fn check_batch(&self, mode: Mode, inputs: &[HostInput<'_>]) -> Result<(), TrainError> {
-        let (plan, parts) = (self.ranks.engine().plan(mode), self.ranks.parts());
-        let model = self.model();
-        for (index, &b) in plan.inputs.iter().enumerate() {
-            let wanted = plan.buffers[b].elements * parts;
-            let found = inputs.get(index).map_or(0, HostInput::len);
-            if found != wanted {
-                let layer = model.types[model.root.ty].layer.name.clone();
-                return Err(TrainError::Batch { layer, index, wanted, found });
-            }
-        }
-        Ok(())
-    }
-
     /// Mean loss over batches, without training.
     ///
     /// # Errors
@@ -441,15 +426,32 @@ impl<L: Layer> Trainer<L> {
         let (mut sum, mut count) = (0.0f64, 0.0f64);
         for batch in batches {
             let inputs = batch.inputs();
-            self.check_batch(Mode::Evaluate, &inputs)?;
-            let sums = self.ranks.run(Mode::Evaluate, &inputs, 0, 1.0);
+            batch::check(self.model(), self.ranks.engine().plan(Mode::Evaluate), self.ranks.parts(), &inputs)?;
+            let sums = self.ranks.run(Mode::Evaluate, &inputs, 0, 0, 1.0);
             sum += sums.loss;
             count += sums.count;
         }
         if count == 0.0 { Err(TrainError::NoTargets(self.step)) } else { Ok(sum / count) }
     }
 
-    /// Batches seen so far.
+    /// Inference with the weights of this moment: a session of another root over the same layers, with the precision, the
+    /// configuration and the threads of this one.
+    ///
+    /// # Errors
+    /// [`TrainError`] if the root does not link, or has parameters that this session has not.
+    pub fn session<R: Layer>(&self, sizes: Sizes) -> Result<Session<R>, TrainError> {
+        let Inherited { config, precision, threads } = &self.inherited;
+        let mut session = Session::new(sizes, *precision, config.clone(), *threads)?;
+        session.set_params(&self.state(&[]))?;
+        Ok(session)
+    }
+
+    /// The learning rate by step.
+    pub fn schedule(&self) -> &Schedule {
+        &self.schedule
+    }
+
+    /// Steps done so far.
     pub fn steps_done(&self) -> u64 {
         self.step
     }
@@ -462,6 +464,11 @@ impl<L: Layer> Trainer<L> {
     /// The plan of a training micro-batch.
     pub fn plan(&self) -> &Plan {
         self.ranks.engine().plan(Mode::Train)
+    }
+
+    /// The plan as text: every decision with its reason and `file:line`.
+    pub fn explain(&self) -> String {
+        explain::explain(self.model(), self.plan())
     }
 
     /// Bytes of the arena.
@@ -536,16 +543,16 @@ impl<L: Layer> Trainer<L> {
     ///
     /// # Errors
     /// [`TrainError::State`]; an existing file is then unchanged.
-    pub fn save(&self, path: &Path, extra: &[(&str, String)]) -> Result<(), TrainError> {
-        Ok(self.state(extra).save(path)?)
+    pub fn save(&self, path: impl AsRef<Path>, extra: &[(&str, String)]) -> Result<(), TrainError> {
+        Ok(self.state(extra).save(path.as_ref())?)
     }
 
     /// Continues from a state file; returns its texts. Bit-exact: weights, moments, steps, loss scale.
     ///
     /// # Errors
     /// [`TrainError`] names the first difference; the session is then unchanged.
-    pub fn resume(&mut self, path: &Path) -> Result<BTreeMap<String, String>, TrainError> {
-        let state = State::load(path)?;
+    pub fn resume(&mut self, path: impl AsRef<Path>) -> Result<BTreeMap<String, String>, TrainError> {
+        let state = State::load(path.as_ref())?;
         let here = sizes_text(&self.model().sizes);
         let saved: String = state.meta_value("sizes", "the sizes of the axes")?;
         if let Some((key, saved, here)) = first_difference(&saved, &here) {

@@ -1,19 +1,16 @@
 //! `mlp`: a first model. From eight characters of Rust source it says which kind of character comes next.
 
-use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::Parser;
+use kiln::Sizes;
 use kiln::data::{Corpus, CorpusOptions, cargo_sources};
-use kiln::exec::HostInput;
 use kiln::optim::{AdamW, Optimizer};
 use kiln::prelude::*;
 use kiln::progress::{Progress, Report, Style, print_line};
 use kiln::schedule::Schedule;
-use kiln::session::Session;
 use kiln::trainer::Trainer;
-use kiln::{DType, Sizes};
 use kiln_examples::failure::{Failure, report};
 use kiln_examples::mlp::*;
 use kiln_examples::next_kind::{FEATURES, KINDS, Rows, WINDOW, Windows, accuracy, majority};
@@ -101,11 +98,10 @@ fn train<Root: Layer, Logits: Layer>(
         }
     }
     progress.finish();
-    let mut session = Session::<Logits>::new(sizes, DType::F32, BTreeMap::new(), cli.threads)?;
-    session.set_params(&trainer.state(&[]))?;
+    let mut session = trainer.session::<Logits>(sizes)?;
     let mut logits = Vec::new();
     for (features, _) in held_out {
-        logits.extend(session.forward(&vec![HostInput::F32(features)])?);
+        logits.extend(session.forward(features)?);
     }
     Ok(logits)
 }
