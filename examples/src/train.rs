@@ -85,7 +85,7 @@ pub fn train(args: &TrainArgs) -> Result<ExitCode, Failure> {
             (folder, metrics, 0.0)
         }
         Some((folder, _)) => {
-            let saved = trainer.resume(&folder.state())?;
+            let saved = trainer.resume(folder.state())?;
             let cursor = check_position(&saved, &corpus, &folder)?;
             batches = batches.resume(cursor);
             let metrics = MetricsWriter::resume(&folder.metrics(), trainer.steps_done())?;
@@ -323,7 +323,7 @@ impl Run {
         let Cursor { epoch, index } = self.batches.cursor();
         let elapsed = self.elapsed_before + self.started.elapsed().as_secs_f64();
         self.trainer.save(
-            &self.folder.state(),
+            self.folder.state(),
             &[
                 ("corpus", self.fingerprint.clone()),
                 ("epoch", epoch.to_string()),

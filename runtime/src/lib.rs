@@ -37,6 +37,6 @@ pub mod user_op;
 #[doc(hidden)]
 pub mod __private;
 
-pub use kiln_compiler::ir::{DType, Sizes};
+pub use kiln_compiler::ir::{ConfigValue, DType, Sizes};
 pub use kiln_macros::{axes, checkpoint, layer, precision, shard, sizes};
 pub use layer::{Axis, Layer, layers};

@@ -140,7 +140,6 @@ mod tests {
     use crate::prelude::*;
     use crate::ranks::Mesh;
     use crate::schedule::Schedule;
-    use crate::session::Session;
     use crate::trainer::TrainerBuilder;
 
     axes! { B: "batch", P: "features", H: "hidden", C: "classes" }
@@ -229,7 +228,7 @@ mod tests {
         let before = weights(&trainer);
         let mut step = trainer.begin_step();
         step.forward_backward(&rows(0, 4)).unwrap();
-        drop(step.reduce().unwrap());
+        step.reduce().unwrap();
         assert_eq!((trainer.steps_done(), weights(&trainer)), (0, before.clone()));
         let mut step = trainer.begin_step();
         step.forward_backward(&rows(0, 4)).unwrap();
@@ -278,13 +277,7 @@ mod tests {
             message(trainer.step(&(&x[1..], &class))),
             "K0805: input `x` of `classify` needs 12 elements, the batch has 11"
         );
-        let mut session = Session::<Logits>::new(
-            sizes! { B = 2, P = FEATURES, H = 5, C = 4 },
-            kiln_compiler::ir::DType::F32,
-            Default::default(),
-            1,
-        )
-        .unwrap();
+        let mut session = trainer.session::<Logits>(sizes! { B = 2, P = FEATURES, H = 5, C = 4 }).unwrap();
         assert_eq!(session.forward(&[0.5; 2 * FEATURES]).unwrap().len(), 8);
         assert_eq!(
             session.forward(&class).unwrap_err().to_string(),

@@ -172,8 +172,8 @@ impl<L: Layer> TrainerBuilder<L> {
     }
 
     /// Value of a `#[config]` argument, by its name or as `layer.name`.
-    pub fn config(mut self, name: &str, value: ConfigValue) -> Self {
-        self.config.insert(name.to_owned(), value);
+    pub fn config(mut self, name: &str, value: impl Into<ConfigValue>) -> Self {
+        self.config.insert(name.to_owned(), value.into());
         self
     }
 

@@ -120,6 +120,24 @@ pub enum ConfigValue {
     Float(f64),
 }
 
+impl From<bool> for ConfigValue {
+    fn from(x: bool) -> Self {
+        ConfigValue::Bool(x)
+    }
+}
+
+impl From<i64> for ConfigValue {
+    fn from(x: i64) -> Self {
+        ConfigValue::Int(x)
+    }
+}
+
+impl From<f64> for ConfigValue {
+    fn from(x: f64) -> Self {
+        ConfigValue::Float(x)
+    }
+}
+
 /// Initial values of a parameter.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Init {
