@@ -143,6 +143,7 @@ pub const CODES: &[(&str, &str)] = &[
     ("K0807", "loss that is not finite"),
     ("K0808", "state of another session"),
     ("K0809", "region that the device cannot plan"),
+    ("K0810", "id without an entry"),
     ("K0811", "corpus cannot be read"),
     ("K0812", "corpus without text"),
     ("K0813", "corpus too small"),
