@@ -1,1 +1,1 @@
-//! Measurements of Kiln, one executable each; they print numbers and never judge them.
+//! (being built)

@@ -6,8 +6,8 @@
 //! A node on a gradient path without a derivative is an error, never a silent zero.
 
 use crate::diagnostics::Diagnostic;
-use crate::ir::{Attr, Builder, DType, Func, Node, Span, ValueId};
-use crate::ops::{Vjp, VjpNode};
+use crate::ir::{Builder, DType, Func, Node, Span, ValueId};
+use crate::ops::{self, Vjp, VjpNode};
 
 /// What an input of the function is to differentiation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -185,18 +185,10 @@ fn contributions(
             span: node.span,
             diagnostic: Diagnostic::new(
                 "K0601",
-                format!("`{}` has no derivative, and a gradient must pass it", operation(node)),
+                format!("`{}` has no derivative, and a gradient must pass it", ops::word(node.op, &node.attrs)),
             )
             .help("give it a `vjp`, or cut the path with `stop_gradient`"),
         }),
-    }
-}
-
-/// The user's word for an operation: that of their own is in its attributes.
-fn operation(node: &Node) -> &str {
-    match node.attrs.get("name") {
-        Some(Attr::Str(name)) => name,
-        _ => node.op.name,
     }
 }
 

@@ -7,7 +7,7 @@
 
 use crate::diagnostics::Diagnostic;
 use crate::ir::{ArgKind, Attrs, Axis, Builder, Func, Layer, Node, Span, ValueId};
-use crate::ops::{Class, Vjp};
+use crate::ops::{self, Class, Vjp};
 use std::collections::{BTreeSet, HashMap};
 
 /// Why an axis cannot be split.
@@ -278,7 +278,10 @@ fn bodies_have(node: &Node, axis: Axis) -> bool {
 
 fn needs_whole(node: &Node, axis: Axis) -> PlaceError {
     // The user's spelling, where it is another one.
-    let name = if node.op.name == "attention" { "attend" } else { node.op.name };
+    let name = match ops::word(node.op, &node.attrs) {
+        "attention" => "attend",
+        word => word,
+    };
     let diagnostic = Diagnostic::new("K0417", format!("`{name}` needs `{axis}` whole, so `{axis}` cannot be split"))
         .help("split another axis, or move the operation to a layer without `#[shard]`");
     PlaceError { span: node.span, diagnostic }

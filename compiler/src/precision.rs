@@ -123,7 +123,8 @@ fn rounds(node: &Node, k: usize) -> bool {
     match node.op.class {
         Class::Map => !source && node.op.name != "cast" && node.op.name != "gather" && !is_compare(node),
         Class::Composite => k == 0 && !is_reduction(node),
-        Class::Library => k == 0,
+        // The user's own operation has outputs only; others return statistics beside their first result.
+        Class::Library => k == 0 || node.op.name == "opaque",
         Class::View | Class::Reduce | Class::Loss | Class::Structural | Class::Collective => false,
     }
 }

@@ -4,9 +4,9 @@
 //! passes as linking, so that linking finds every kernel that it asks for.
 
 use crate::compile::{self, CompiledLayer, Structural};
-use crate::diff::{Activity, DiffError};
+use crate::diff::{self, Activity, DiffError};
 use crate::fuse::{LaunchKind, Region};
-use crate::ir::{ArgKind, Attr, ConfigType, DType, Func, Layer, Output, Type};
+use crate::ir::{ArgKind, Attr, ConfigType, DType, Func, Layer, Node, Output, Span, Type};
 use crate::{place, precision, simplify};
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -43,6 +43,31 @@ pub fn differentiated(layer: &Layer) -> Vec<bool> {
 /// What a value is to the differentiation of a loop's body: scalars are rotary bases.
 pub fn carried_activity(ty: &Type) -> Activity {
     if ty.dtype.is_float() && ty.rank() > 0 { Activity::Activation } else { Activity::Inactive }
+}
+
+/// Positions of the nodes that differentiation adds to a layer and that satisfy `is`; a backward node keeps that of its operation.
+pub fn backward_nodes(layer: &Layer, is: impl Fn(&Node) -> bool + Copy) -> Result<Vec<Span>, DiffError> {
+    let mut found = Vec::new();
+    for body in chosen(layer) {
+        collect(&body, &activity(layer), &differentiated(layer), is, &mut found)?;
+    }
+    Ok(found)
+}
+
+fn collect(
+    body: &Func,
+    activity: &[Activity],
+    differentiated: &[bool],
+    is: impl Fn(&Node) -> bool + Copy,
+    found: &mut Vec<Span>,
+) -> Result<(), DiffError> {
+    let joint = diff::run(body, activity, differentiated)?;
+    found.extend(joint.func.nodes[body.nodes.len()..].iter().filter(|n| is(n)).map(|n| n.span));
+    for inner in body.nodes.iter().flat_map(|n| &n.bodies) {
+        let active: Vec<Activity> = inner.inputs.iter().map(|&v| carried_activity(inner.ty(v))).collect();
+        collect(inner, &active, &vec![true; inner.outputs.len()], is, found)?;
+    }
+    Ok(())
 }
 
 /// The distinct regions of all canonical variants.

@@ -77,6 +77,11 @@ impl Errors {
         self.push(tokens, code, message, help);
     }
 
+    /// Leaves the body to rustc no more: what is wrong with it is reported by a check outside of this bag.
+    pub fn leave_body_out(&self) {
+        self.rustc_repeats.set(true);
+    }
+
     /// As [`Errors::push_instead_of_rustc`], for what an operation's type rule says.
     pub fn type_error_instead_of_rustc(&self, tokens: impl ToTokens, error: &TypeError) {
         self.rustc_repeats.set(true);

@@ -52,7 +52,8 @@ fn not_a_function(item: TokenStream) -> TokenStream {
     }
 }
 
-fn first_token(item: &syn::Item) -> TokenStream {
+/// The first word of an item.
+pub fn first_token(item: &syn::Item) -> TokenStream {
     quote::ToTokens::to_token_stream(item)
         .into_iter()
         .find(|t| !matches!(t, proc_macro2::TokenTree::Punct(_) | proc_macro2::TokenTree::Group(_)))
@@ -65,12 +66,12 @@ pub fn compile(args: TokenStream, item: ItemFn) -> Compiled {
     let errors = Errors::new();
     let options = LayerOptions::parse(args, &errors);
     let mut signature = signature::parse_signature(options, item, &errors);
-    let body = match signature.trace {
+    let mut body = match signature.trace {
         true => Body { func: body::header(&signature), ..Body::default() },
         false => body::lower(&signature, &errors),
     };
     checks::run(&mut signature, &body, &errors);
-    let sound = errors.is_empty() && body.foreign.is_empty() && !body.rustc_refuses;
+    let sound = errors.is_empty() && !body.is_refused();
     let layer = sound.then(|| verified(ir_layer(&signature, &body)));
     let regions = match layer.as_ref().filter(|l| !l.annotations.trace).map(variants::regions) {
         Some(Ok(regions)) => regions,
@@ -81,7 +82,17 @@ pub fn compile(args: TokenStream, item: ItemFn) -> Compiled {
         None => Vec::new(),
     };
     let layer = layer.filter(|_| errors.is_empty());
+    if let Some(layer) = layer.as_ref().filter(|_| !body.op_calls.is_empty()) {
+        body.differentiated = differentiated_calls(layer);
+    }
     Compiled { signature, body, layer, regions, diagnosed: errors.finish() }
+}
+
+/// Positions of the user's own operations whose derivative the layer's gradient needs.
+fn differentiated_calls(layer: &ir::Layer) -> Vec<ir::Span> {
+    let is_derivative = |n: &ir::Node| n.op.name == "opaque" && n.attrs.get("vjp").is_none();
+    // A path without a derivative has been reported with the regions.
+    variants::backward_nodes(layer, is_derivative).unwrap_or_default()
 }
 
 /// The token at a position of the IR; the layer's name if it is none of the body's.

@@ -9,7 +9,9 @@ mod diagnostics;
 mod expand;
 mod ir_layer;
 mod layer;
+mod op;
 mod signature;
+mod spelling;
 mod transfer;
 
 #[cfg(test)]
@@ -23,6 +25,15 @@ use proc_macro::TokenStream;
 #[proc_macro_attribute]
 pub fn layer(args: TokenStream, item: TokenStream) -> TokenStream {
     layer::layer(args.into(), item.into()).into()
+}
+
+/// An operation of the user's own: its host reference, or a `#[cube]` kernel with a `reference`, becomes a function that bodies call.
+///
+/// `sig = "b s d, d -> b s d"` labels the axes of operands and results; `vjp = name` is the operation from operands and cotangents of
+/// the results to cotangents of the operands; `crate = path` names Kiln's path. See the runtime's `user_op` for what runs where.
+#[proc_macro_attribute]
+pub fn op(args: TokenStream, item: TokenStream) -> TokenStream {
+    op::op(args.into(), item.into()).into()
 }
 
 /// Declares axes: `axes! { B: "batch", S: "sequence" }`.

@@ -3,7 +3,11 @@
 pub use crate::layer::{ArgSig, Axis, KernelDef, KindSig, Layer, LayerDef, LayerEntry, Sig};
 pub use crate::sig_check::{check_axis, check_input, check_output, check_param};
 pub use crate::tensor::{Frame, Parts, Recorder, Source, Tensor, call};
-pub use crate::user_op::{HostResults, UserOp, UserOpEntry, call as call_op};
+pub use crate::user_op::{
+    Callee, HostResults, IsNoOperation, IsOperation, OpUse, Operand, OperandKind, OperandSig, Operation, Standing,
+    UserOp, UserOpEntry, call as call_op, check_derivative, check_operand, check_result, check_vjp, is_operation,
+    is_poisoned, operation,
+};
 pub use inventory;
 pub use kiln_compiler::ir::{Axis as AxisName, Sizes};
 

@@ -69,6 +69,8 @@ pub struct LayerDef {
     pub sig: &'static Sig,
     /// Definitions of its children, in the order of the IR's `sub` arguments.
     pub subs: &'static [&'static LayerDef],
+    /// Operations of the user's own that its body calls; empty for a traced layer.
+    pub ops: &'static [crate::user_op::OpUse],
     /// Kernels that its macro emitted.
     pub kernels: &'static [KernelDef],
     /// Records the body on tracing tensors (`#[layer(trace)]`, and every layer in the test that trace and parse agree).

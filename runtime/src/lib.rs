@@ -38,5 +38,6 @@ pub mod user_op;
 pub mod __private;
 
 pub use kiln_compiler::ir::{ConfigValue, DType, Sizes};
-pub use kiln_macros::{axes, checkpoint, layer, precision, shard, sizes};
+pub use kiln_macros::{axes, checkpoint, layer, op, precision, shard, sizes};
 pub use layer::{Axis, Layer, layers};
+pub use user_op::{HostArray, HostIds, user_ops};

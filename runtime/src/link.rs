@@ -4,7 +4,9 @@
 //! every axis has a size, every wildcard a name, every annotation a meaning in force – or a typed error. Allocates no tensor.
 
 use crate::layer::{KernelDef, LayerDef};
+use crate::user_op;
 use kiln_compiler::compile::{self, CompiledLayer};
+use kiln_compiler::diagnostics::Diagnostic;
 use kiln_compiler::diff::Activity;
 use kiln_compiler::ir::{
     self, ArgKind, Attr, Axis, Checkpoint, ConfigType, ConfigValue, DType, Func, Init, Layer, Output, Sizes, Type,
@@ -120,15 +122,15 @@ pub enum LinkError {
         /// Code and words.
         message: String,
     },
-    /// The root takes rotary positions.
-    #[error(
-        "K0710: the root `{layer}` takes a `Rope` as `{argument}`, which a batch cannot give; make it with `Rope::new` in the body, or call the layer from a root"
-    )]
-    RopeOfRoot {
-        /// Root.
-        layer: String,
-        /// Argument.
-        argument: String,
+    /// An operation of the user's own that does not fit its call, or has the name of another.
+    #[error("{file}:{line}: {message}")]
+    Operation {
+        /// File.
+        file: String,
+        /// Line.
+        line: u32,
+        /// Code and words.
+        message: String,
     },
     /// The embedded IR cannot be read: the macro and the runtime are of different versions.
     #[error(
@@ -302,7 +304,6 @@ pub fn link(root: &'static LayerDef, options: &LinkOptions) -> Result<Model, Lin
     }
     let mut linker = Linker { options, types: Vec::new(), known: BTreeMap::new() };
     let ty = linker.layer_type(root, &[], options.precision, options.keep)?;
-    check_root(&linker.types[ty].layer)?;
     check_all_sizes_used(&linker.types, &options.sizes)?;
     let mut params = Vec::new();
     let mut instance = linker.instance(ty, String::new(), &mut params)?;
@@ -354,6 +355,7 @@ impl Linker<'_> {
         self.resolve_wildcards(&mut layer, &subs)?;
         self.bind_config(&mut layer)?;
         layer.body = simplify::inline_select(&layer.body);
+        user_op::check(&layer.body).map_err(|(line, e)| operation(&layer, line, e))?;
         self.check_sizes(&layer)?;
 
         let sub_dtypes = subs.iter().map(|s| self.types[s.ty].compute).collect();
@@ -620,14 +622,21 @@ fn tie(types: &[LayerType], instance: &mut Instance, params: &[Param]) -> Result
     instance.subs.iter_mut().flatten().try_for_each(|sub| tie(types, sub, params))
 }
 
+fn operation(layer: &Layer, line: u32, diagnostic: Diagnostic) -> LinkError {
+    LinkError::Operation { file: layer.file.clone(), line, message: diagnostic.to_string() }
+}
+
 fn read(def: &'static LayerDef, config: &BTreeMap<String, ConfigValue>) -> Result<Layer, LinkError> {
     let unreadable = |message: String| LinkError::Ir { layer: def.name.to_owned(), message };
-    let layer = ir::text::parse_layer(def.ir).map_err(|e| unreadable(e.to_string()))?;
+    let mut layer = ir::text::parse_layer(def.ir).map_err(|e| unreadable(e.to_string()))?;
     match def.record {
         Some(body) if layer.annotations.trace => {
             crate::tensor::record(def, body, config).map_err(|e| unreadable(e.to_string()))
         }
-        _ => Ok(layer),
+        _ => {
+            user_op::resolve(&mut layer.body, def.ops).map_err(|e| operation(&layer, 0, e))?;
+            Ok(layer)
+        }
     }
 }
 
@@ -743,14 +752,6 @@ fn compile_programs(
         message: e.diagnostic.to_string(),
     })?;
     Ok(Programs { train, eval: compile::compile_forward(body) })
-}
-
-/// A batch gives tensors and ids; rotary positions come from a caller.
-fn check_root(root: &Layer) -> Result<(), LinkError> {
-    match root.args.iter().find(|a| matches!(a.kind, ArgKind::Rope { .. })) {
-        None => Ok(()),
-        Some(arg) => Err(LinkError::RopeOfRoot { layer: root.name.clone(), argument: arg.name.clone() }),
-    }
 }
 
 fn check_all_sizes_used(types: &[LayerType], sizes: &Sizes) -> Result<(), LinkError> {

@@ -14,7 +14,7 @@ pub struct Message {
 }
 
 impl Message {
-    const fn new() -> Self {
+    pub(crate) const fn new() -> Self {
         Message { bytes: [0; CAPACITY], len: 0 }
     }
 
@@ -26,7 +26,7 @@ impl Message {
         }
     }
 
-    const fn text(mut self, text: &str) -> Self {
+    pub(crate) const fn text(mut self, text: &str) -> Self {
         let bytes = text.as_bytes();
         let mut i = 0;
         while i < bytes.len() && self.len < CAPACITY {
@@ -37,7 +37,7 @@ impl Message {
         self
     }
 
-    const fn number(self, n: usize) -> Self {
+    pub(crate) const fn number(self, n: usize) -> Self {
         let s = if n >= 10 { self.number(n / 10) } else { self };
         let digits = "0123456789".as_bytes();
         let digit = [digits[n % 10]];
@@ -47,7 +47,7 @@ impl Message {
         }
     }
 
-    const fn axes(self, axes: &[&str]) -> Self {
+    pub(crate) const fn axes(self, axes: &[&str]) -> Self {
         let mut s = self;
         let mut i = 0;
         while i < axes.len() {
@@ -60,7 +60,19 @@ impl Message {
         s
     }
 
-    const fn kind(self, kind: KindSig) -> Self {
+    /// Words with a space between them.
+    pub(crate) const fn words(self, words: &[&str]) -> Self {
+        let mut s = self;
+        let mut i = 0;
+        while i < words.len() {
+            s = if i > 0 { s.text(" ") } else { s };
+            s = s.text(words[i]);
+            i += 1;
+        }
+        s
+    }
+
+    pub(crate) const fn kind(self, kind: KindSig) -> Self {
         match kind {
             KindSig::Tensor(axes) => self.text("`Tensor<").axes(axes).text(">`"),
             KindSig::Ids(axes) => self.text("`Ids<").axes(axes).text(">`"),
@@ -179,11 +191,11 @@ const fn split(text: &str, at: usize) -> (&str, &str) {
     (first, rest.split_at(1).1)
 }
 
-const fn is_unknown(axis: &str) -> bool {
+pub(crate) const fn is_unknown(axis: &str) -> bool {
     axis.is_empty() || axis.as_bytes()[0] == b'?'
 }
 
-const fn same(a: &str, b: &str) -> bool {
+pub(crate) const fn same(a: &str, b: &str) -> bool {
     let (a, b) = (a.as_bytes(), b.as_bytes());
     if a.len() != b.len() {
         return false;

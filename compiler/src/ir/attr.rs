@@ -45,6 +45,11 @@ impl Attrs {
         self.0.insert(name.to_owned(), value.into());
     }
 
+    /// Removes an attribute.
+    pub fn remove(&mut self, name: &str) {
+        self.0.remove(name);
+    }
+
     /// Reads an attribute.
     pub fn get(&self, name: &str) -> Option<&Attr> {
         self.0.get(name)

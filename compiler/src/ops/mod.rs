@@ -42,10 +42,11 @@ mod split;
 mod unary;
 
 pub use dot_general::{einsum_axes, matmul_axes};
+pub use opaque::{Reference, set_reference};
 
 use crate::diagnostics::Diagnostic;
 use crate::interp::Array;
-use crate::ir::{Attrs, Axis, Builder, Node, Sizes, Type, ValueId};
+use crate::ir::{Attr, Attrs, Axis, Builder, Node, Sizes, Type, ValueId};
 use std::collections::HashMap;
 use std::fmt;
 use std::sync::LazyLock;
@@ -319,6 +320,14 @@ impl fmt::Debug for OpDef {
 pub fn find(name: &str) -> Option<Op> {
     static BY_NAME: LazyLock<HashMap<&str, Op>> = LazyLock::new(|| REGISTRY.iter().map(|op| (op.name, *op)).collect());
     BY_NAME.get(name).copied()
+}
+
+/// The user's word for an operation: that of their own is in its attributes.
+pub fn word(op: Op, attrs: &Attrs) -> &str {
+    match attrs.get("name") {
+        Some(Attr::Str(name)) if op.name == "opaque" => name,
+        _ => op.name,
+    }
 }
 
 /// All operations.

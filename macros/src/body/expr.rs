@@ -33,6 +33,11 @@ impl Lowering<'_> {
             },
             Expr::Binary(b) => match binary_op(&b.op) {
                 Some(op) => self.operator(op, &b.left, &b.right, &b.op, e, expected),
+                // An arm of a choice, for one.
+                None if compound_op(&b.op).is_some() => {
+                    self.expr_statement(e);
+                    Val::Unit
+                }
                 None => self.outside(e),
             },
             Expr::MethodCall(m) => self.method_call(m, e, expected),
@@ -146,6 +151,7 @@ impl Lowering<'_> {
                 let val = self.expr(x, None);
                 self.unary("stop_gradient", val, x, f, whole, expected)
             }
+            _ if self.may_be_operation(f) => self.op_call(f, c, whole, expected),
             _ => self.outside(&c.func),
         }
     }

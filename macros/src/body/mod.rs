@@ -4,12 +4,13 @@ mod call;
 mod control;
 mod elementwise;
 mod expr;
+mod op_call;
 mod pending;
 mod tensor_method;
 mod typing;
 mod value;
 
-pub use value::{Assumed, Assumption, Expected};
+pub use value::{Assumed, Assumption, Demand, Expected, OpCall};
 
 use tensor_method::Operand;
 use value::{Number, Ref, Val};
@@ -34,12 +35,24 @@ pub struct Body {
     pub assumptions: Vec<Assumption>,
     /// Names that only rustc can judge: the layer has no IR if they exist after all.
     pub foreign: Vec<Ident>,
+    /// Calls of functions that may be operations of the user's own.
+    pub op_calls: Vec<OpCall>,
+    /// Which of them a gradient must pass, by position.
+    pub differentiated: Vec<kiln_compiler::ir::Span>,
     /// Axes that the body names, beside those of the signature.
     pub axes: Vec<Ident>,
     /// Names bound by `let` at the top of the body.
     pub bindings: Vec<String>,
     /// Rustc refuses the body for a reason that it says better.
     pub rustc_refuses: bool,
+}
+
+impl Body {
+    /// Whether something that only rustc can judge keeps the layer from having an IR.
+    pub fn is_refused(&self) -> bool {
+        let untyped = |c: &OpCall| !matches!(c.demand, Demand::Result(_));
+        !self.foreign.is_empty() || self.rustc_refuses || self.op_calls.iter().any(untyped)
+    }
 }
 
 /// A function under construction.
@@ -65,6 +78,7 @@ pub struct Lowering<'a> {
     wildcards: usize,
     sites: i64,
     foreign: Vec<Ident>,
+    op_calls: Vec<OpCall>,
     axes: Vec<Ident>,
     bindings: Vec<String>,
     rustc_refuses: bool,
@@ -83,6 +97,7 @@ pub fn lower(signature: &Signature, errors: &Errors) -> Body {
         wildcards: 0,
         sites: 0,
         foreign: Vec::new(),
+        op_calls: Vec::new(),
         axes: Vec::new(),
         bindings: Vec::new(),
         rustc_refuses: false,
@@ -93,8 +108,8 @@ pub fn lower(signature: &Signature, errors: &Errors) -> Body {
     let func = std::mem::take(&mut l.frames[0].builder.func);
     let mut tied: Vec<_> = l.tied.into_iter().map(|(path, (sub, r))| (sub, path, r.id)).collect();
     tied.sort_by_key(|(_, _, id)| *id);
-    let Lowering { assumptions, foreign, axes, bindings, rustc_refuses, .. } = l;
-    Body { func, tied, assumptions, foreign, axes, bindings, rustc_refuses }
+    let Lowering { assumptions, foreign, op_calls, axes, bindings, rustc_refuses, .. } = l;
+    Body { func, tied, assumptions, foreign, op_calls, axes, bindings, rustc_refuses, differentiated: Vec::new() }
 }
 
 /// The inputs of a layer whose body is recorded at start-up instead.

@@ -1,6 +1,6 @@
 //! Values whose types the next use decides, and the unification of axes that nobody has named yet.
 
-use super::value::{Assumed, Assumption, Expected, Pending, Source, Val};
+use super::value::{Assumed, Assumption, Demand, Expected, Pending, Source, Val};
 use super::{Lowering, Ref};
 use kiln_compiler::ir::{Attr, Attrs, Axis, DType, Func, Node, Type};
 use kiln_compiler::ops;
@@ -42,6 +42,13 @@ impl Lowering<'_> {
                 Expected::Tensor(ty) => Val::Tensor(self.tied(sub, &path, ty, tokens)),
                 Expected::Tuple(_) | Expected::Loss => Val::Wrong,
             },
+            Source::Op { frame, call, args, span } => {
+                let inputs = self.values_at(&args, frame);
+                match self.op_node(call, expected, inputs, span) {
+                    Some(node) => self.push_call(frame, node, expected),
+                    None => Val::Wrong,
+                }
+            }
             Source::Call { frame, sub, args, span } => {
                 self.assumptions.push(Assumption { sub, tokens, what: Assumed::Output(expected.clone()) });
                 let node = call_node(sub, expected, self.values_at(&args, frame), span);
@@ -92,6 +99,8 @@ impl Lowering<'_> {
         }
         let tokens = self.pending[i].tokens.clone();
         let what = match &self.pending[i].source {
+            // Whether it is an operation at all is the constant check's to say first.
+            Source::Op { .. } => return,
             Source::Call { sub, .. } => format!("the type of what `{}` returns", self.sub_name(*sub)),
             Source::Tied { path, .. } => format!("the type of `{path}`"),
         };
@@ -131,6 +140,16 @@ impl Lowering<'_> {
     fn substitute(&mut self, from: Axis, to: Axis) {
         for f in &mut self.frames {
             substitute_func(&mut f.builder.func, from, to);
+        }
+        for call in &mut self.op_calls {
+            call.operands.iter_mut().for_each(|(_, ty)| substitute_shape(&mut ty.shape, from, to));
+            match &mut call.demand {
+                Demand::Result(Expected::Tensor(ty)) => substitute_shape(&mut ty.shape, from, to),
+                Demand::Result(Expected::Tuple(types)) => {
+                    types.iter_mut().for_each(|t| substitute_shape(&mut t.shape, from, to));
+                }
+                Demand::Result(Expected::Loss) | Demand::Untyped | Demand::Unfit(..) | Demand::Nothing => {}
+            }
         }
         for a in &mut self.assumptions {
             match &mut a.what {

@@ -160,6 +160,17 @@ pub enum Source {
         /// Position.
         span: kiln_compiler::ir::Span,
     },
+    /// A call of an operation of the user's own, in function `frame`.
+    Op {
+        /// Function.
+        frame: usize,
+        /// Index into the lowering's calls.
+        call: usize,
+        /// Operands.
+        args: Vec<Ref>,
+        /// Position.
+        span: kiln_compiler::ir::Span,
+    },
     /// A child's parameter.
     Tied {
         /// Child.
@@ -167,6 +178,31 @@ pub enum Source {
         /// Path from this layer, such as `trunk.emb`.
         path: String,
     },
+}
+
+/// A call of a function that may be an operation of the user's own: becomes one constant check.
+pub struct OpCall {
+    /// The callee.
+    pub path: syn::Path,
+    /// Its position.
+    pub span: kiln_compiler::ir::Span,
+    /// Tokens and type of each operand.
+    pub operands: Vec<(TokenStream, Type)>,
+    /// What its surroundings demand.
+    pub demand: Demand,
+}
+
+/// What the surroundings of a call demand of an operation.
+#[derive(Clone)]
+pub enum Demand {
+    /// Results of this type.
+    Result(Expected),
+    /// Nothing says of which type.
+    Untyped,
+    /// An argument, by its tokens, is of a kind that no operation takes.
+    Unfit(TokenStream, &'static str),
+    /// Something that rustc refuses if it is an operation.
+    Nothing,
 }
 
 /// What a parent assumed about a child: becomes one constant check with the span of the tokens.

@@ -36,7 +36,7 @@ pub fn check_mesh_axis_stands_on_layers(signature: &mut Signature, _: &Body, err
 pub fn check_split_axis(signature: &mut Signature, body: &Body, errors: &Errors) {
     let Some(shard) = signature.annotations.shard.as_ref().filter(|s| s.value.mesh == "tensor") else { return };
     // A traced body is checked when it has been recorded.
-    if signature.trace || !errors.is_empty() || !body.foreign.is_empty() || body.rustc_refuses {
+    if signature.trace || !errors.is_empty() || body.is_refused() {
         return;
     }
     let layer = ir_layer(signature, body);

@@ -5,7 +5,7 @@ use crate::body::{Assumed, Assumption, Body, Expected};
 use crate::signature::{Signature, SubDecl};
 use kiln_compiler::diagnostics::Diagnostic;
 use kiln_compiler::ir::{Axis, DType, Type};
-use proc_macro2::{Ident, Span, TokenStream};
+use proc_macro2::{Delimiter, Group, Ident, Span, TokenStream, TokenTree};
 use quote::{ToTokens, quote, quote_spanned};
 use std::collections::BTreeMap;
 
@@ -50,9 +50,14 @@ fn child(signature: &Signature, sub: usize) -> Option<&SubDecl> {
     signature.subs().nth(sub).map(|(_, s)| s)
 }
 
-/// The first and last position of some tokens, with names looked up where the macro was called.
-fn span_of(tokens: &TokenStream) -> Span {
-    tokens.clone().into_iter().next().map_or_else(Span::call_site, |t| t.span()).resolved_at(Span::call_site())
+/// `panic!` with the text, shown under all of the tokens: a macro call reaches from its first token to its last.
+pub fn panic_under(tokens: &TokenStream, text: &TokenStream) -> TokenStream {
+    // Names are looked up where the macro was called.
+    let at = |t: Option<TokenTree>| t.map_or_else(Span::call_site, |t| t.span()).resolved_at(Span::call_site());
+    let (first, last) = (at(tokens.clone().into_iter().next()), at(tokens.clone().into_iter().last()));
+    let mut arguments = Group::new(Delimiter::Parenthesis, quote!("{}", #text));
+    arguments.set_span(last);
+    quote_spanned! { first => ::core::panic! #arguments }
 }
 
 fn as_item(check: &TokenStream) -> TokenStream {
@@ -93,16 +98,16 @@ fn check_assumption(signature: &Signature, a: &Assumption) -> TokenStream {
             quote!(#krate::__private::check_param(#sig, #name, #path, #kind))
         }
     };
-    let span = span_of(&a.tokens);
-    quote_spanned! { span =>
+    let refuse = panic_under(&a.tokens, &quote!(message.as_str()));
+    quote! {
         match #call {
-            ::core::option::Option::Some(message) => ::core::panic!("{}", message.as_str()),
+            ::core::option::Option::Some(message) => #refuse,
             ::core::option::Option::None => (),
         }
     }
 }
 
-fn kind(signature: &Signature, ty: &Type) -> TokenStream {
+pub fn kind(signature: &Signature, ty: &Type) -> TokenStream {
     let krate = &signature.krate;
     let axes = names(signature, ty);
     match ty.dtype {
@@ -111,7 +116,7 @@ fn kind(signature: &Signature, ty: &Type) -> TokenStream {
     }
 }
 
-fn names(signature: &Signature, ty: &Type) -> Vec<TokenStream> {
+pub fn names(signature: &Signature, ty: &Type) -> Vec<TokenStream> {
     ty.shape.iter().map(|a| name_of(signature, *a)).collect()
 }
 

@@ -2,11 +2,15 @@
 
 use super::under_rust_analyzer;
 use crate::annotations::NAMES;
+use crate::body::Body;
 use crate::signature::{ARGUMENT_ATTRS, ArgDecl, ERASED, Kind, Signature};
 use proc_macro2::{Ident, TokenStream};
 use quote::{ToTokens, quote};
 use syn::visit_mut::{self, VisitMut};
-use syn::{Attribute, FnArg, GenericArgument, Local, Pat, PathArguments, PathSegment, Stmt, Type, parse_quote};
+use syn::{
+    Attribute, Expr, ExprCall, ExprParen, FnArg, GenericArgument, Local, Pat, PathArguments, PathSegment, Stmt, Type,
+    parse_quote,
+};
 
 /// The emitted function.
 ///
@@ -17,7 +21,7 @@ use syn::{Attribute, FnArg, GenericArgument, Local, Pat, PathArguments, PathSegm
 ///     ..the user's statements..
 /// }
 /// ```
-pub fn expand_function(signature: &Signature, poisoned: bool, rustc_repeats: bool) -> TokenStream {
+pub fn expand_function(signature: &Signature, body: &Body, poisoned: bool, rustc_repeats: bool) -> TokenStream {
     let mut item = signature.item.clone();
     let (krate, layer) = (&signature.krate, signature.name());
     let mut prologue: Vec<Stmt> = vec![parse_quote!(let __frame = #krate::__private::Frame::enter(#layer);)];
@@ -32,6 +36,10 @@ pub fn expand_function(signature: &Signature, poisoned: bool, rustc_repeats: boo
         }
     }
     Erase.visit_item_fn_mut(&mut item);
+    if !body.op_calls.is_empty() {
+        SetApart(body).visit_item_fn_mut(&mut item);
+        item.attrs.push(parse_quote!(#[allow(unused_parens)]));
+    }
     if poisoned {
         item.attrs.push(parse_quote!(#[allow(dead_code, unused_variables, unused_mut)]));
     }
@@ -117,6 +125,22 @@ pub fn erased(ty: &Type) -> Type {
     let mut ty = ty.clone();
     Erase.visit_type_mut(&mut ty);
     ty
+}
+
+/// Puts callees that only rustc knows into parentheses: they are then named as values, as in the constant checks, and a name that does
+/// not exist is one error.
+struct SetApart<'a>(&'a Body);
+
+impl VisitMut for SetApart<'_> {
+    fn visit_expr_call_mut(&mut self, call: &mut ExprCall) {
+        if let Expr::Path(f) = &*call.func
+            && self.0.op_calls.iter().any(|c| c.path == f.path)
+        {
+            let callee = call.func.clone();
+            *call.func = Expr::Paren(ExprParen { attrs: Vec::new(), paren_token: Default::default(), expr: callee });
+        }
+        visit_mut::visit_expr_call_mut(self, call);
+    }
 }
 
 struct Erase;

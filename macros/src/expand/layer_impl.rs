@@ -1,8 +1,8 @@
 //! `impl Layer`: the signature that parents check in constants, and the definition that linking reads.
 
-use super::cross_checks;
 use super::function::{axis_name, axis_names};
 use super::structure::struct_generics;
+use super::{cross_checks, op_checks};
 use crate::body::Body;
 use crate::signature::{Kind, OutputDecl, Signature, TensorType};
 use kiln_compiler::ir::{self, DType, text::print_layer};
@@ -32,6 +32,8 @@ pub fn expand_impl(
     let children: Vec<_> = signature.subs().map(|(_, s)| &s.child).collect();
     let record = record(signature, layer.is_some());
     let deferred = cross_checks::expand_deferred_checks(signature, body);
+    let (ops, deferred_ops) =
+        (op_checks::expand_op_table(signature, body), op_checks::expand_deferred_op_checks(signature, body));
     let register = signature.generics.is_empty().then(|| {
         quote! {
             #krate::__private::inventory::submit! { #krate::__private::LayerEntry(<#name as #krate::__private::Layer>::DEF) }
@@ -42,6 +44,7 @@ pub fn expand_impl(
             const SIG: #krate::__private::Sig = #sig;
             const DEF: &'static #krate::__private::LayerDef = {
                 #deferred
+                #deferred_ops
                 &#krate::__private::LayerDef {
                     name: #function,
                     type_name: #type_name,
@@ -49,6 +52,7 @@ pub fn expand_impl(
                     ir: #ir,
                     sig: &Self::SIG,
                     subs: &[#(<#children as #krate::__private::Layer>::DEF),*],
+                    ops: #ops,
                     kernels: #kernels,
                     record: #record,
                 }

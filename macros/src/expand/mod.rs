@@ -4,6 +4,7 @@ mod cross_checks;
 mod function;
 mod kernels;
 mod layer_impl;
+mod op_checks;
 mod structure;
 
 use crate::body::text;
@@ -11,6 +12,7 @@ use crate::diagnostics::compile_errors;
 use crate::layer::Compiled;
 use kernels::Kernels;
 
+pub use cross_checks::panic_under;
 pub use function::erased_function;
 use proc_macro2::TokenStream;
 use quote::quote;
@@ -19,12 +21,13 @@ use quote::quote;
 pub fn expand(c: &Compiled) -> TokenStream {
     let Compiled { signature, body, layer, regions, diagnosed } = c;
     let errors = compile_errors(&diagnosed.list);
-    let function = function::expand_function(signature, layer.is_none(), diagnosed.rustc_repeats);
+    let function = function::expand_function(signature, body, layer.is_none(), diagnosed.rustc_repeats);
     let structure = structure::expand_struct(signature, layer.is_none());
     let Kernels { module, table } = kernels::expand_kernels(signature, regions);
     let implementation = layer_impl::expand_impl(signature, body, layer.as_ref(), &table);
     let checks = cross_checks::expand_checks(signature, body);
-    quote! { #function #structure #implementation #checks #module #errors }
+    let op_checks = op_checks::expand_op_checks(signature, body);
+    quote! { #function #structure #implementation #checks #op_checks #module #errors }
 }
 
 /// Completion needs the body that the user is writing, wrong as it is, and no kernels.

@@ -11,10 +11,13 @@ use crate::device::host::loss::{Gradient, LossOperands, LossPlan};
 use crate::device::host::pool::Pool;
 use crate::device::host::scatter::SortPlan;
 use crate::device::host::tile::{Part, StreamArg, TileArgs, TileError, TileProgram};
+use crate::device::host::user_op::ReferencePlan;
 use crate::plan::{BufferId, Plan, Step, Work, Write};
 use crate::random;
+use crate::user_op;
 use kiln_compiler::fuse::{Region, Stream};
 use kiln_compiler::ir::{Attr, Attrs, Axis, DType, Sizes, Type};
+use kiln_compiler::ops;
 
 /// A step that the host cannot run.
 #[derive(Debug, thiserror::Error)]
@@ -129,6 +132,8 @@ pub enum Kernel {
     Sort(SortPlan),
     /// `slice`, `pad`, `concat`.
     Copy(CopyPlan),
+    /// The user's own operation: its reference.
+    Reference(ReferencePlan),
     /// Gradient sum.
     Accumulate(Write),
     /// Sum over the ranks of mesh axis `tensor`.
@@ -146,7 +151,7 @@ impl Kernel {
             Kernel::Loss(p) => p.workspace_len(),
             Kernel::LossVjp(p, dx, ..) => p.backward_workspace_len(*dx),
             Kernel::Sort(p) => p.workspace_len(),
-            Kernel::Accumulate(_) | Kernel::AllReduce | Kernel::Copy(_) => 0,
+            Kernel::Accumulate(_) | Kernel::AllReduce | Kernel::Copy(_) | Kernel::Reference(_) => 0,
         }
     }
 
@@ -192,6 +197,11 @@ impl Kernel {
             Kernel::Copy(plan) => {
                 let operands: Vec<Buf> = step.inputs.iter().map(|&b| cx.buffer(b)).collect();
                 plan.run(cx.pool, &operands, output(0));
+            }
+            Kernel::Reference(plan) => {
+                let operands: Vec<Buf> = step.inputs.iter().map(|&b| cx.buffer(b)).collect();
+                let results: Vec<Buf> = step.outputs.iter().map(|&b| cx.buffer(b)).collect();
+                plan.run(&operands, &results);
             }
             Kernel::AllReduce => {
                 accumulate(cx, input(0), output(0), false);
@@ -248,7 +258,7 @@ fn prepare_step(plan: &Plan, step: &Step, threads: usize, options: &EngineOption
         }
         Work::Library { op, attrs, inputs, outputs, rounds, write } => {
             library(&step.sizes, op.name, attrs, inputs, outputs, rounds, write, threads)
-                .unwrap_or_else(|| Err(unsupported(op.name)))
+                .unwrap_or_else(|| Err(unsupported(ops::word(op, attrs))))
         }
     }
 }
@@ -306,6 +316,10 @@ fn library(
         "linear_cross_entropy_vjp" => {
             let loss = LossPlan::new(&inputs[0].shape, &inputs[1].shape, sizes, threads);
             Some(Ok(Kernel::LossVjp(loss, outputs[0].dtype, rounds.to_vec(), write.to_vec())))
+        }
+        "opaque" => {
+            let op = user_op::find(attrs.str("name"))?;
+            Some(Ok(Kernel::Reference(ReferencePlan::new(op, inputs, outputs, rounds, sizes))))
         }
         "attention" | "attention_vjp" => {
             let attention =

@@ -4,15 +4,13 @@
 //! decides nothing: it runs the steps in order.
 
 pub mod arena;
-mod ids;
 mod schedule;
 
-pub use ids::{IdError, IdLimit};
 pub use schedule::{build, build_forward};
 
 use kiln_compiler::fuse::Region;
 use kiln_compiler::ir::{Attrs, Axis, DType, Sizes, Type};
-use kiln_compiler::ops::Op;
+use kiln_compiler::ops::{self, Op};
 use std::sync::Arc;
 
 /// Index of a buffer in [`Plan::buffers`].
@@ -158,8 +156,6 @@ pub struct Plan {
     pub batch: Axis,
     /// The root's inputs.
     pub inputs: Vec<BufferId>,
-    /// For each input the bound of its ids, where there is one.
-    pub id_limits: Vec<Option<IdLimit>>,
     /// The root's outputs: (sum, count) for a loss.
     pub outputs: Vec<BufferId>,
     /// The loss scale, where backward starts; absent in a forward plan.
@@ -186,7 +182,7 @@ impl Work {
     pub fn name(&self) -> String {
         match self {
             Work::Region { region, .. } => format!("{:?}", region.template).to_lowercase(),
-            Work::Library { op, .. } => op.name.to_owned(),
+            Work::Library { op, attrs, .. } => ops::word(op, attrs).to_owned(),
             Work::Accumulate(_) => "accumulate".to_owned(),
             Work::AllReduce { .. } => "all_reduce".to_owned(),
         }

@@ -160,6 +160,10 @@ tuple_args!(A0 0, A1 1, A2 2, A3 3, A4 4);
 tuple_args!(A0 0, A1 1, A2 2, A3 3, A4 4, A5 5);
 tuple_args!(A0 0, A1 1, A2 2, A3 3, A4 4, A5 5, A6 6);
 tuple_args!(A0 0, A1 1, A2 2, A3 3, A4 4, A5 5, A6 6, A7 7);
+tuple_args!(A0 0, A1 1, A2 2, A3 3, A4 4, A5 5, A6 6, A7 7, A8 8);
+tuple_args!(A0 0, A1 1, A2 2, A3 3, A4 4, A5 5, A6 6, A7 7, A8 8, A9 9);
+tuple_args!(A0 0, A1 1, A2 2, A3 3, A4 4, A5 5, A6 6, A7 7, A8 8, A9 9, A10 10);
+tuple_args!(A0 0, A1 1, A2 2, A3 3, A4 4, A5 5, A6 6, A7 7, A8 8, A9 9, A10 10, A11 11);
 
 impl Returns for Tensor {
     const VALUES: usize = 1;
@@ -204,3 +208,7 @@ macro_rules! tuple_returns {
 tuple_returns!(2: 0, 1);
 tuple_returns!(3: 0, 1, 2);
 tuple_returns!(4: 0, 1, 2, 3);
+tuple_returns!(5: 0, 1, 2, 3, 4);
+tuple_returns!(6: 0, 1, 2, 3, 4, 5);
+tuple_returns!(7: 0, 1, 2, 3, 4, 5, 6);
+tuple_returns!(8: 0, 1, 2, 3, 4, 5, 6, 7);

@@ -7,6 +7,7 @@ use super::apply::{In, Rule};
 use super::session::{self, Handle};
 use super::{Ids, Parts, Repeat, Returns, Rope, Source, Tensor, loops};
 use crate::layer::{KindSig, LayerDef, Sig};
+use crate::user_op::{self, UserOp};
 use kiln_compiler::diagnostics::Diagnostic;
 use kiln_compiler::ir::{
     self, Arg, ArgKind, Attr, Attrs, Axis, Builder, ConfigValue, DType, Func, Layer, Span, Type, Value, ValueId,
@@ -120,7 +121,7 @@ fn named(axes: &[&str]) -> Vec<Axis> {
 }
 
 /// Gives the axis parameters of a generic layer the axes of this instance, as its signature has them.
-pub(super) fn make_concrete(header: &mut Layer, sig: &Sig) {
+pub(crate) fn make_concrete(header: &mut Layer, sig: &Sig) {
     let mut given: HashMap<Axis, Axis> = HashMap::new();
     for arg in &header.args {
         let found = sig.inputs.iter().chain(sig.params).find(|s| s.name == arg.name).map(|s| s.kind);
@@ -283,12 +284,17 @@ pub(crate) fn opaque(
     operands: &[Handle],
     results: usize,
     span: Span,
+    op: &'static UserOp,
     attrs: impl FnOnce(&[Type]) -> Result<Attrs, TypeError>,
 ) -> Vec<Handle> {
     with(|r| {
         r.builder.span = span;
         let operands: Option<Vec<ValueId>> = operands.iter().map(|&h| r.resolve(h)).collect();
         let Some(operands) = operands else { return r.poison(results) };
+        if let Err(mistake) = user_op::register(op) {
+            r.mistake(mistake);
+            return r.poison(results);
+        }
         let types: Vec<Type> = operands.iter().map(|&v| r.builder.ty(v).clone()).collect();
         let op = ops::find("opaque").unwrap_or_else(|| panic!("no operation `opaque`"));
         let outputs = attrs(&types).and_then(|attrs| r.builder.try_op(op, attrs, &operands));

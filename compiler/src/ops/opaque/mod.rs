@@ -2,8 +2,20 @@
 //!
 //! Its attribute `vjp` names the operation from operands and cotangents of the results to cotangents of the float operands.
 
-use super::{Class, OpDef, TypeError, Vjp, VjpNode, rules};
+use super::{Class, EvalCx, EvalNode, OpDef, TypeError, Vjp, VjpNode, rules};
+use crate::interp::Array;
 use crate::ir::{Attrs, Builder, DType, Type, ValueId};
+use std::sync::OnceLock;
+
+/// Runs the user's reference: name of the operation, operands with their types, sizes of the results.
+pub type Reference = fn(&str, &[(&Type, &Array)], &[Vec<usize>]) -> Vec<Array>;
+
+static REFERENCE: OnceLock<Reference> = OnceLock::new();
+
+/// Lets the interpreter run the references of operations, which belong to the crates that declare them. The first call counts.
+pub fn set_reference(run: Reference) {
+    REFERENCE.get_or_init(|| run);
+}
 
 /// Results of type `dtype` over `out0`, `out1`, ..; executed by the kernel registered under `name`.
 pub static DEF: OpDef = OpDef {
@@ -11,11 +23,19 @@ pub static DEF: OpDef = OpDef {
     class: Class::Library,
     infer,
     vjp: Vjp::Declared(vjp),
-    eval: |_, n| panic!("the reference of `{}` belongs to the user's crate", n.attrs().str("name")),
+    eval,
     expand: None,
     scalar: None,
     flops: rules::free,
 };
+
+fn eval(cx: &EvalCx<'_>, n: &EvalNode<'_>) -> Vec<Array> {
+    let name = n.attrs().str("name");
+    let Some(run) = REFERENCE.get() else { panic!("the reference of `{name}` belongs to the user's crate") };
+    let operands: Vec<(&Type, &Array)> = n.arg_types.iter().copied().zip(n.args.iter().copied()).collect();
+    let dims: Vec<Vec<usize>> = n.result_types.iter().map(|t| cx.sizes.shape(&t.shape)).collect();
+    run(name, &operands, &dims)
+}
 
 fn infer(attrs: &Attrs, _: &[&Type]) -> Result<Vec<Type>, TypeError> {
     rules::word("opaque", attrs, "name")?;

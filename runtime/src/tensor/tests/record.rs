@@ -1,7 +1,7 @@
 //! The recorded IR against text, and the mistakes that recording reports.
 
 use super::model::*;
-use crate::__private::{LayerDef, Recorder, UserOp, call_op};
+use crate::__private::{LayerDef, Recorder};
 use crate::layer::Layer as _;
 use crate::prelude::*;
 use crate::tensor::{RecordError, record};
@@ -98,19 +98,22 @@ fn nodes_keep_the_position_of_the_users_call() {
 
 #[test]
 fn an_operation_of_the_users_is_one_node() {
-    static SCALE: UserOp =
-        UserOp { name: "tests::scale", sig: "b s d, d -> b s d", reference: |args| vec![args[0].clone()], vjp: None };
+    /// The first operand.
+    #[op(sig = "b s d, d -> b s d")]
+    fn scale(x: &HostArray, _w: &HostArray) -> HostArray {
+        x.clone()
+    }
     let layer = with_body(|r| {
         let x = r.param("emb").gather(r.ids("ids"));
-        let y: Tensor = call_op(&SCALE, (x, r.param("nf")));
+        let y = scale(x, r.param("nf"));
         r.output(y);
     });
     let mut layer = layer.expect("the layer records");
     without_spans(&mut layer.body);
     let text = print_layer(&layer);
-    let node = "%4: f32[B, S, D] = opaque(%3, %2) {dtype=:f32, name=\"tests::scale\", out0=[B, S, D], outs=1}";
+    let node = "%4: f32[B, S, D] = opaque(%3, %2) {dtype=:f32, name=\"kiln::tensor::tests::record::scale\", out0=[B, S, D], outs=1}";
     assert!(text.contains(node), "{text}");
-    assert!(crate::user_op::find("tests::scale").is_some());
+    assert!(crate::user_op::find("kiln::tensor::tests::record::scale").is_some());
 }
 
 #[test]
