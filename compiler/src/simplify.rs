@@ -149,21 +149,49 @@ fn bind_attrs(attrs: &mut Attrs, value: &dyn Fn(&str) -> Option<Attr>) {
     }
 }
 
-/// Replaces each `select_host`, whose condition is bound, by the branch it chooses.
+/// Replaces each `select_host`, whose condition is bound, by the branch it chooses. Random operations are then numbered again: their
+/// ordinals count what runs, as in the recorded and in the eager run.
 ///
 /// # Panics
 /// If a condition is not bound: linking binds configuration first.
 pub fn inline_select(func: &Func) -> Func {
+    if !chooses(func) {
+        return func.clone();
+    }
+    let mut chosen = inline_chosen(func);
+    number_sites(&mut chosen, &mut 0);
+    chosen
+}
+
+fn chooses(func: &Func) -> bool {
+    func.nodes.iter().any(|n| n.op.name == "select_host" || n.bodies.iter().any(chooses))
+}
+
+fn number_sites(func: &mut Func, next: &mut i64) {
+    for node in &mut func.nodes {
+        if node.attrs.get("site").is_some() {
+            node.attrs.set("site", *next);
+            *next += 1;
+        }
+        node.bodies.iter_mut().for_each(|body| number_sites(body, next));
+    }
+}
+
+fn inline_chosen(func: &Func) -> Func {
     rebuild(func, |b, node, inputs| {
         if node.op.name != "select_host" {
-            return None;
+            if node.bodies.is_empty() {
+                return None;
+            }
+            let bodies = node.bodies.iter().map(inline_chosen).collect();
+            return Some(append(b, &Node { bodies, ..node.clone() }, inputs));
         }
         let chosen = match node.attrs.get("cond") {
             Some(Attr::Bool(true)) => 0,
             Some(Attr::Bool(false)) => 1,
             other => panic!("the condition of a host choice is not bound: {other:?}"),
         };
-        Some(inline(b, &inline_select(&node.bodies[chosen]), inputs))
+        Some(inline(b, &inline_chosen(&node.bodies[chosen]), inputs))
     })
 }
 

@@ -4,7 +4,7 @@
 
 use crate::prelude::*;
 
-axes! { B: "batch", S: "sequence", D: "model", G: "groups", R: "heads per group", K: "head", F: "hidden", V: "vocab", L: "layers", T: "keys" }
+axes! { B: "batch", S: "sequence", D: "model", G: "groups", R: "heads per group", K: "head", F: "hidden", V: "vocab", L: "layers", T: "keys", D2: "model again" }
 
 #[layer]
 pub fn swiglu(
@@ -116,6 +116,27 @@ pub fn tensor(dims: &[usize], seed: u64) -> Tensor {
 #[layer]
 pub fn linear<In: Axis, Out: Axis>(x: Tensor<B, In>, #[param(init = xavier)] w: Tensor<In, Out>) -> Tensor<B, Out> {
     x.matmul(w)
+}
+
+/// Host choices, one of them inside a loop, with random operations in and after the branches.
+#[layer]
+pub fn switched(
+    x: Tensor<B, D>,
+    #[config] wide: bool,
+    #[config(default = true)] deep: bool,
+    #[sub] steps: Repeat<Linear<D, D2>, L>,
+    #[param(init = ones)] w: Tensor<D>,
+) -> Tensor<B, D> {
+    let mut y = if wide { x.dropout(0.5) * w } else { x };
+    for step in steps {
+        let h: Tensor<B, D2> = step.forward(y);
+        y = if deep { h.dropout(0.25).rename(D2, D) + y } else { h.rename(D2, D) };
+    }
+    match wide {
+        true => y += w,
+        false => y -= w,
+    }
+    y.dropout(0.1)
 }
 
 /// A generic child at two pairs of axes.
