@@ -1,1 +1,1 @@
-//! (being built)
+//! Measurements of Kiln, one executable each; they print numbers and never judge them.

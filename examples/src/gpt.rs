@@ -1,9 +1,11 @@
 //! A GPT over bytes: rotary positions, grouped queries, RMSNorm before each part, SwiGLU, tied head.
 
+// ANCHOR: model
 use kiln::prelude::*;
 
 axes! { B: "batch", S: "sequence", D: "model", G: "groups", R: "heads per group", K: "head", F: "hidden", V: "vocab", L: "layers" }
 
+// ANCHOR: swiglu
 /// SwiGLU feed-forward network (Shazeer 2020, arXiv 2002.05202).
 #[layer]
 #[shard(tensor)]
@@ -16,6 +18,7 @@ pub fn swiglu(
     let h = x.matmul(gate).silu() * x.matmul(up);
     h.matmul(down)
 }
+// ANCHOR_END: swiglu
 
 /// Grouped-query attention (Ainslie et al. 2023, arXiv 2305.13245): G key/value groups, R query heads in each.
 #[layer]
@@ -75,3 +78,4 @@ pub fn gpt(ids: Ids<B, S>, next: Ids<B, S>, #[sub] trunk: Trunk) -> Loss {
 pub fn gpt_logits(ids: Ids<B, S>, #[sub] trunk: Trunk) -> Tensor<B, S, V> {
     trunk.forward(ids).einsum(trunk.emb, "b s d, v d -> b s v")
 }
+// ANCHOR_END: model

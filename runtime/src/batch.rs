@@ -109,13 +109,13 @@ impl HostBatch for Batch {
 /// Compares a batch with what a plan takes, `parts` times over.
 ///
 /// # Errors
-/// [`TrainError::Inputs`], [`TrainError::Kind`] and [`TrainError::Batch`] name the first difference.
+/// [`TrainError::Inputs`], [`TrainError::Kind`], [`TrainError::Batch`] and [`TrainError::Id`] name the first difference.
 pub(crate) fn check(model: &Model, plan: &Plan, parts: usize, inputs: &[HostInput<'_>]) -> Result<(), TrainError> {
     let layer = || model.types[model.root.ty].layer.name.clone();
     if inputs.len() != plan.inputs.len() {
         return Err(TrainError::Inputs { layer: layer(), wanted: plan.inputs.len(), found: inputs.len() });
     }
-    for (&b, given) in plan.inputs.iter().zip(inputs) {
+    for ((&b, limit), given) in plan.inputs.iter().zip(&plan.id_limits).zip(inputs) {
         let buffer = &plan.buffers[b];
         let input = || buffer.name.clone();
         let is_ids = buffer.dtype == DType::I32;
@@ -127,6 +127,9 @@ pub(crate) fn check(model: &Model, plan: &Plan, parts: usize, inputs: &[HostInpu
         let wanted = buffer.elements * parts;
         if given.len() != wanted {
             return Err(TrainError::Batch { layer: layer(), input: input(), wanted, found: given.len() });
+        }
+        if let (Some(limit), HostInput::I32(ids)) = (limit, given) {
+            limit.check(&buffer.name, ids)?;
         }
     }
     Ok(())

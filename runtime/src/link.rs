@@ -122,6 +122,16 @@ pub enum LinkError {
         /// Code and words.
         message: String,
     },
+    /// The root takes rotary positions.
+    #[error(
+        "K0710: the root `{layer}` takes a `Rope` as `{argument}`, which a batch cannot give; make it with `Rope::new` in the body, or call the layer from a root"
+    )]
+    RopeOfRoot {
+        /// Root.
+        layer: String,
+        /// Argument.
+        argument: String,
+    },
     /// An operation of the user's own that does not fit its call, or has the name of another.
     #[error("{file}:{line}: {message}")]
     Operation {
@@ -304,6 +314,7 @@ pub fn link(root: &'static LayerDef, options: &LinkOptions) -> Result<Model, Lin
     }
     let mut linker = Linker { options, types: Vec::new(), known: BTreeMap::new() };
     let ty = linker.layer_type(root, &[], options.precision, options.keep)?;
+    check_root(&linker.types[ty].layer)?;
     check_all_sizes_used(&linker.types, &options.sizes)?;
     let mut params = Vec::new();
     let mut instance = linker.instance(ty, String::new(), &mut params)?;
@@ -752,6 +763,14 @@ fn compile_programs(
         message: e.diagnostic.to_string(),
     })?;
     Ok(Programs { train, eval: compile::compile_forward(body) })
+}
+
+/// A batch gives tensors and ids; rotary positions come from a caller.
+fn check_root(root: &Layer) -> Result<(), LinkError> {
+    match root.args.iter().find(|a| matches!(a.kind, ArgKind::Rope { .. })) {
+        None => Ok(()),
+        Some(arg) => Err(LinkError::RopeOfRoot { layer: root.name.clone(), argument: arg.name.clone() }),
+    }
 }
 
 fn check_all_sizes_used(types: &[LayerType], sizes: &Sizes) -> Result<(), LinkError> {

@@ -140,7 +140,9 @@ mod tests {
     use crate::prelude::*;
     use crate::ranks::Mesh;
     use crate::schedule::Schedule;
+    use crate::session::Session;
     use crate::trainer::TrainerBuilder;
+    use kiln_compiler::ir::DType;
 
     axes! { B: "batch", P: "features", H: "hidden", C: "classes" }
 
@@ -261,6 +263,18 @@ mod tests {
         assert!(step.forward_backward(&nothing).unwrap().is_nan());
         step.forward_backward(&rows(0, 4)).unwrap();
         step.reduce().unwrap();
+    }
+
+    #[layer]
+    fn turned(x: Tensor<B, P, H>, rope: Rope<P, H>) -> Tensor<B, P, H> {
+        x.rope(rope)
+    }
+
+    #[test]
+    fn a_root_has_no_rope() {
+        let error =
+            Session::<Turned>::new(sizes! { B = 2, P = 3, H = 4 }, DType::F32, Default::default(), 1).err().unwrap();
+        assert!(error.to_string().starts_with("K0710: the root `turned` takes a `Rope` as `rope`"), "{error}");
     }
 
     #[test]

@@ -10,7 +10,7 @@ use crate::explain;
 use crate::layer::Layer;
 use crate::link::{self, Keep, LinkError, LinkOptions, Model};
 use crate::optim::{AdamW, Group, Groups, Optimizer, OptimizerError, clip_factor};
-use crate::plan::{self, Plan};
+use crate::plan::{self, IdError, Plan};
 use crate::ranks::{Mesh, Ranks, RanksError};
 use crate::scaler::{LossScaler, ScalerOptions};
 use crate::schedule::{Schedule, ScheduleError};
@@ -101,6 +101,9 @@ pub enum TrainError {
         /// Elements given.
         found: usize,
     },
+    /// An id without an entry.
+    #[error(transparent)]
+    Id(#[from] IdError),
     /// Not one target counts.
     #[error(
         "K0806: step {0}: every target is ignored, so the loss has no value; give a batch with at least one target"

@@ -1,6 +1,8 @@
-//! What several tiers of tests share: folders, skips that are counted, comparison of tensors.
+//! What several tiers of tests share: folders, the book's pages, skips that are counted, comparison of tensors.
 
+pub mod book;
 pub mod folders;
+pub mod markdown;
 pub mod peers;
 pub mod programs;
 pub mod regions;

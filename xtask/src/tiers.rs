@@ -71,7 +71,17 @@ pub const TIERS: &[Tier] = &[
         question: "does a run survive bad input, Ctrl-C and kill, and resume with the same bits?",
         commands: &[&["--test", "runs"]],
     },
-    Tier { name: "docs", question: "do the examples in the documentation run?", commands: &[&["--doc"]] },
+    Tier { name: "docs", question: "do the blocks of the documentation and of the book run?", commands: &[&["--doc"]] },
+    Tier {
+        name: "book",
+        question: "does the book link, name and quote what is there?",
+        commands: &[&["--test", "book"]],
+    },
+    Tier {
+        name: "newcomer",
+        question: "does the book, followed block by block, work?",
+        commands: &[&["--test", "newcomer"]],
+    },
 ];
 
 /// The tier called `name`.

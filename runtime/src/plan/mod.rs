@@ -4,8 +4,10 @@
 //! decides nothing: it runs the steps in order.
 
 pub mod arena;
+mod ids;
 mod schedule;
 
+pub use ids::{IdError, IdLimit};
 pub use schedule::{build, build_forward};
 
 use kiln_compiler::fuse::Region;
@@ -156,6 +158,8 @@ pub struct Plan {
     pub batch: Axis,
     /// The root's inputs.
     pub inputs: Vec<BufferId>,
+    /// For each input the bound of its ids, where there is one.
+    pub id_limits: Vec<Option<IdLimit>>,
     /// The root's outputs: (sum, count) for a loss.
     pub outputs: Vec<BufferId>,
     /// The loss scale, where backward starts; absent in a forward plan.

@@ -3,7 +3,7 @@
 //! Forward keeps the residuals of each instance, or its inputs alone where the layer says so; backward then first runs the
 //! layer's forward launches again. A parameter's first gradient overwrites, later ones add.
 
-use super::{Buffer, BufferId, Phase, Plan, Segment, SplitAxis, Step, Work, Write, arena};
+use super::{Buffer, BufferId, Phase, Plan, Segment, SplitAxis, Step, Work, Write, arena, ids};
 use crate::link::{Instance, Keep, LayerType, Model};
 use kiln_compiler::compile::{CompiledLayer, call_id};
 use kiln_compiler::fuse::{Launch, LaunchKind};
@@ -459,7 +459,17 @@ impl<'m> Scheduler<'m> {
             _ => None,
         });
         let batch = first.unwrap_or(Axis::of(""));
-        Plan { batch, steps: self.steps, buffers: self.buffers, inputs: host, outputs, loss_scale, temporary_bytes }
+        let id_limits = ids::id_limits(&self.steps, &self.buffers, &host);
+        Plan {
+            batch,
+            id_limits,
+            steps: self.steps,
+            buffers: self.buffers,
+            inputs: host,
+            outputs,
+            loss_scale,
+            temporary_bytes,
+        }
     }
 }
 
