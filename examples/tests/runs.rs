@@ -113,6 +113,18 @@ fn stopping_and_resuming_changes_no_bit() {
     }
 }
 
+/// Bytes that nothing predicts cost ln 256 = 5.545 nats; a lower validation loss would mean that the model saw them.
+#[test]
+fn random_bytes_cannot_be_learnt() {
+    let place = Place::new();
+    let bytes: Vec<u8> = (0..200_000).map(|i| (kiln::random::uniform(11, i, 0) * 256.0) as u8).collect();
+    fs::write(place.path("noise.bin"), bytes).unwrap();
+    let flags = "--steps 60 --batch 8 --seq 32 --layers 2 --eval-every 20";
+    finished(place.gpt(&format!("train --corpus noise.bin {flags} --name noise")));
+    let valid: Vec<f64> = place.losses("noise").into_iter().filter_map(|(_, _, valid, _)| valid).collect();
+    assert!(valid.len() >= 3 && valid.iter().all(|&loss| loss >= 5.5), "{valid:?}");
+}
+
 #[test]
 fn another_seed_is_another_run_and_the_same_seed_the_same() {
     let place = Place::new();
