@@ -99,9 +99,9 @@ pub fn compile_layer(func: &Func, activity: &[Activity], differentiated: &[bool]
     Ok(CompiledLayer { func: f, inputs, outputs, d_outputs, d_inputs, forward, backward, residuals })
 }
 
-/// Compiles forward alone, for evaluation and inference.
+/// Compiles forward alone, for evaluation and inference: nothing is dropped out.
 pub fn compile_forward(func: &Func) -> CompiledLayer {
-    let mut numbered = func.clone();
+    let mut numbered = simplify::without_dropout(func);
     diff::number_calls(&mut numbered);
     let f = simplify::run(&numbered);
     let given: HashSet<ValueId> = f.inputs.iter().copied().collect();

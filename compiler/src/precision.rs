@@ -83,7 +83,21 @@ impl Pass<'_> {
         self.b.func.nodes[last].bodies = node.bodies.clone();
         for (k, (&old, &new)) in node.outputs.iter().zip(&outputs).enumerate() {
             let rounded = if rounds(node, k) { self.b.cast(new, self.compute) } else { new };
+            if rounded != new {
+                self.move_no_fuse(last);
+            }
             self.set(old, rounded, new);
+        }
+    }
+
+    /// What `#[no_fuse]` stores is the value that later operations read: the mark of node `from` goes to the cast that follows it.
+    fn move_no_fuse(&mut self, from: usize) {
+        let nodes = &mut self.b.func.nodes;
+        if nodes[from].attrs.flag("no_fuse") {
+            nodes[from].attrs.remove("no_fuse");
+            if let Some(cast) = nodes.last_mut() {
+                cast.attrs.set("no_fuse", true);
+            }
         }
     }
 

@@ -1,6 +1,6 @@
 //! Simplification of one function: expansion of composites, common subexpressions, dead code. Values keep their meaning bit by bit.
 
-use crate::ir::{Attr, Attrs, Builder, Func, Node, ValueId};
+use crate::ir::{Attr, Attrs, Builder, DType, Func, Node, ValueId};
 use crate::ops::Class;
 use std::collections::HashMap;
 
@@ -10,8 +10,18 @@ pub fn expand(func: &Func) -> Func {
         let mut mapped = node.clone();
         mapped.inputs = inputs.to_vec();
         // Expansions may hold composites themselves; they are expanded when the caller repeats the pass.
-        node.op.expand.map(|expand| expand(b, &mapped))
+        let results = node.op.expand.map(|expand| expand(b, &mapped))?;
+        if node.attrs.flag("no_fuse") {
+            let ends = b.func.nodes.iter_mut().filter(|n| n.outputs.iter().any(|o| results.contains(o)));
+            ends.for_each(|n| n.attrs.set("no_fuse", true));
+        }
+        Some(results)
     })
+}
+
+/// The function as evaluation runs it: `dropout` returns its operand.
+pub fn without_dropout(func: &Func) -> Func {
+    rebuild(func, |b, node, inputs| (node.op.name == "dropout").then(|| vec![b.cast(inputs[0], DType::F32)]))
 }
 
 /// Whether a function still holds composites.

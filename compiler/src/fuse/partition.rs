@@ -82,7 +82,8 @@ pub fn run(
     stored: &HashMap<ValueId, ValueId>,
 ) -> Vec<Group> {
     let base = bases(func);
-    let mut p = Partition { func, groups: Vec::new(), of_value: HashMap::new(), available, stored, base };
+    let barriers = func.nodes.iter().filter(|n| n.attrs.flag("no_fuse")).flat_map(|n| n.outputs.clone()).collect();
+    let mut p = Partition { func, groups: Vec::new(), of_value: HashMap::new(), available, stored, base, barriers };
     for &i in wanted {
         p.place(i);
     }
@@ -98,6 +99,8 @@ struct Partition<'a> {
     available: &'a HashSet<ValueId>,
     stored: &'a HashMap<ValueId, ValueId>,
     base: Vec<ValueId>,
+    /// Values of `#[no_fuse]`, which later nodes read from memory.
+    barriers: HashSet<ValueId>,
 }
 
 impl Partition<'_> {
@@ -165,13 +168,14 @@ impl Partition<'_> {
         self.of_value.get(&v).is_some_and(|&g| self.is_free(g))
     }
 
-    /// Rotations and indexed loads read memory, so those operands must come from outside; sums over rows leave the region.
+    /// Rotations and indexed loads read memory, so those operands must come from outside; sums over rows and `#[no_fuse]` values
+    /// leave the region.
     fn operands_visible(&self, g: usize, node: &Node) -> bool {
         let Some(shape) = &self.groups[g].shape else { return false };
         let memory = reads_memory(node);
         self.operands(node).iter().all(|v| {
             let inside = self.of_value.get(v) == Some(&g);
-            !(inside && (memory.contains(v) || shape.columns.contains(v)))
+            !(inside && (memory.contains(v) || shape.columns.contains(v) || self.barriers.contains(v)))
         })
     }
 
