@@ -2,7 +2,7 @@
 
 use crate::link::{Instance, Keep, LayerType, Model};
 use crate::plan::{Phase, Plan, Segment, Step, Work};
-use kiln_compiler::ir::{Checkpoint, DType};
+use kiln_compiler::ir::{Checkpoint, DType, Func};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
 
@@ -151,29 +151,34 @@ fn kernels(out: &mut String, model: &Model, regions: &[u64]) {
 /// Each cast of each layer type that changes a value, with the line of the operation that it follows.
 fn casts(out: &mut String, model: &Model) {
     for ty in &model.types {
-        let func = &ty.programs.train.func;
-        let narrowing: Vec<_> = func
-            .nodes
-            .iter()
-            .filter(|n| n.op.name == "cast" && n.span.line > 0)
-            .map(|n| (n, ty.dtype(func.ty(n.inputs[0]).dtype), ty.dtype(n.attrs.dtype("dtype"))))
-            .filter(|(_, from, to)| from != to && *to != DType::F32)
-            .collect();
+        let loops = ty.bodies.values().map(|p| &p.train.func);
+        let narrowing: Vec<String> =
+            std::iter::once(&ty.programs.train.func).chain(loops).flat_map(|func| narrowing(ty, func)).collect();
         if narrowing.is_empty() {
             continue;
         }
         out.push('\n');
         line(out, format!("casts of `{}`", ty.layer.name));
-        for (n, from, to) in narrowing {
-            let value = func.values[n.outputs[0].index()].name.as_deref().unwrap_or("result");
-            line(out, format!("  {}:{}:{}  `{value}` {from} → {to}", ty.layer.file, n.span.line, n.span.column));
-        }
+        narrowing.into_iter().for_each(|cast| line(out, cast));
     }
+}
+
+/// Widening changes no value, so only casts to narrower types are listed.
+fn narrowing(ty: &LayerType, func: &Func) -> Vec<String> {
+    let casts = func.nodes.iter().filter(|n| n.op.name == "cast" && n.span.line > 0);
+    casts
+        .map(|n| (n, ty.dtype(func.ty(n.inputs[0]).dtype), ty.dtype(n.attrs.dtype("dtype"))))
+        .filter(|(_, from, to)| from != to && *to != DType::F32)
+        .map(|(n, from, to)| {
+            let value = func.values[n.outputs[0].index()].name.as_deref().unwrap_or("result");
+            format!("  {}:{}:{}  `{value}` {from} → {to}", ty.layer.file, n.span.line, n.span.column)
+        })
+        .collect()
 }
 
 /// `27.7 MB`, decimal as files are shown.
 pub fn bytes(n: usize) -> String {
-    const UNITS: [&str; 4] = ["B", "kB", "MB", "GB"];
+    const UNITS: [&str; 6] = ["B", "kB", "MB", "GB", "TB", "PB"];
     let mut x = n as f64;
     let mut unit = 0;
     while x >= 1000.0 && unit + 1 < UNITS.len() {

@@ -60,6 +60,18 @@ pub enum LinkError {
         /// Its elements.
         elements: u128,
     },
+    /// More copies of a child than a model can hold.
+    #[error("K0710: `{child}` of layer `{layer}` has `{axis}` = {copies} copies; a `Repeat` has at most {MOST_COPIES}")]
+    TooManyCopies {
+        /// Argument.
+        child: String,
+        /// Layer.
+        layer: String,
+        /// Axis that counts them.
+        axis: String,
+        /// Their number.
+        copies: usize,
+    },
     /// Sizes that must fit together do not.
     #[error("K0704: layer `{layer}` ({file}:{line}): {message}")]
     Sizes {
@@ -153,6 +165,9 @@ pub enum LinkError {
         message: String,
     },
 }
+
+/// Copies of one `Repeat`. The plan holds every step of every copy; the deepest published networks have about a thousand layers.
+const MOST_COPIES: usize = 1 << 14;
 
 /// The mesh axis that `#[shard(tensor)]` splits over.
 pub const TENSOR: &str = "tensor";
@@ -302,6 +317,13 @@ impl Param {
     }
 }
 
+/// The divisors of a size, ascending: the legal numbers of parts. `n` is at least 1.
+pub fn divisors(n: usize) -> Vec<usize> {
+    let small: Vec<usize> = (1..).take_while(|d| d * d <= n).filter(|d| n.is_multiple_of(*d)).collect();
+    let large: Vec<usize> = small.iter().rev().map(|d| n / d).filter(|d| d * d != n).collect();
+    [small, large].concat()
+}
+
 /// `path.name`, where the root's own path is empty.
 pub fn join(path: &str, name: &str) -> String {
     if path.is_empty() { name.to_owned() } else { format!("{path}.{name}") }
@@ -357,10 +379,9 @@ impl Linker<'_> {
         for ((arg, sub), &child) in layer.subs().into_iter().zip(def.subs) {
             let ty = self.layer_type(child, &sub.generics, compute, inherited(keep, &layer))?;
             let copies = match sub.repeat {
-                Some(axis) => Some(self.size(axis, &layer.name)?),
+                Some(axis) => Some(self.copies(axis, &arg.name, &layer.name)?),
                 None => None,
             };
-            let _ = arg;
             subs.push(SubType { ty, copies });
         }
         self.resolve_wildcards(&mut layer, &subs)?;
@@ -423,7 +444,7 @@ impl Linker<'_> {
         };
         let size = self.size(axis, &layer.name)?;
         if !size.is_multiple_of(parts) {
-            let legal: Vec<usize> = (1..=size).filter(|n| size.is_multiple_of(*n)).collect();
+            let legal = divisors(size);
             return Err(refuse(format!(
                 "`{axis}` = {size} cannot be split over `tensor = {parts}`; legal sizes of `tensor` are {legal:?}"
             )));
@@ -434,6 +455,15 @@ impl Linker<'_> {
     fn size(&self, axis: Axis, layer: &str) -> Result<usize, LinkError> {
         let unbound = || LinkError::Unbound { axis: axis.to_string(), layer: layer.to_owned() };
         self.options.sizes.get(axis).ok_or_else(unbound)
+    }
+
+    fn copies(&self, axis: Axis, child: &str, layer: &str) -> Result<usize, LinkError> {
+        let copies = self.size(axis, layer)?;
+        if copies <= MOST_COPIES {
+            return Ok(copies);
+        }
+        let (child, layer, axis) = (child.to_owned(), layer.to_owned(), axis.to_string());
+        Err(LinkError::TooManyCopies { child, layer, axis, copies })
     }
 
     /// Replaces invented axes by those of the children's results and parameters.
@@ -676,7 +706,7 @@ fn config_attr(ty: ConfigType, value: ConfigValue) -> Attr {
 
 fn compute_dtype(layer: &Layer, inherited: DType) -> Result<DType, LinkError> {
     let Some((p, span)) = &layer.annotations.precision else { return Ok(inherited) };
-    let form = format!("#[precision({})]", p.compute);
+    let form = format!("#[{p}]");
     let instead = "write `f32`, `bf16` or `f16` without options".to_owned();
     let refused = || LinkError::NotInForce {
         form: form.clone(),
@@ -695,7 +725,7 @@ fn keep_choice(layer: &Layer, inherited: Keep) -> Result<Keep, LinkError> {
         Some((Checkpoint::Inputs, _)) => Ok(Keep::Inputs),
         Some((Checkpoint::Never, _)) => Ok(Keep::Everything),
         Some((form, span)) => Err(LinkError::NotInForce {
-            form: format!("#[checkpoint({form:?})]").to_lowercase(),
+            form: format!("#[{form}]"),
             layer: layer.name.clone(),
             file: layer.file.clone(),
             line: span.line,
@@ -720,7 +750,7 @@ fn refuse_shard(layer: &Layer) -> Result<(), LinkError> {
     match on_args.or(on_layer) {
         None => Ok(()),
         Some((s, span)) => Err(LinkError::NotInForce {
-            form: format!("#[shard({})]", s.mesh),
+            form: format!("#[{s}]"),
             layer: layer.name.clone(),
             file: layer.file.clone(),
             line: span.line,
@@ -785,5 +815,17 @@ fn check_all_sizes_used(types: &[LayerType], sizes: &Sizes) -> Result<(), LinkEr
             let known = used.iter().map(Axis::to_string).collect::<Vec<_>>().join(", ");
             Err(LinkError::UnknownAxis { axis: axis.to_string(), known })
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn divisors_ascend() {
+        assert_eq!(divisors(1), [1]);
+        assert_eq!(divisors(28), [1, 2, 4, 7, 14, 28]);
+        assert_eq!(divisors(36), [1, 2, 3, 4, 6, 9, 12, 18, 36]);
     }
 }

@@ -54,7 +54,10 @@ pub struct Sums {
 pub type Plans = (Option<Plan>, Plan);
 
 impl Ranks {
-    /// Links and prepares every rank. `plans` makes a rank's plans from its model.
+    /// Links and plans every rank, compares their plans, then allocates. `plans` makes a rank's plans from its model.
+    ///
+    /// # Errors
+    /// [`RanksError`]; nothing is allocated before all ranks have planned the same steps.
     pub fn new(
         root: &'static crate::layer::LayerDef,
         link_options: &LinkOptions,
@@ -63,21 +66,21 @@ impl Ranks {
         engine_options: impl Fn(&Model) -> EngineOptions,
         plans: impl Fn(&Model) -> Plans,
     ) -> Result<Ranks, RanksError> {
+        if let Some((axis, _)) = [("data", mesh.data), ("tensor", mesh.tensor)].into_iter().find(|(_, n)| *n == 0) {
+            return Err(RanksError::NoRanks(axis));
+        }
         let group = |n: usize| Arc::new(Comm::new(n));
         let data: Vec<Arc<Comm>> = (0..mesh.tensor).map(|_| group(mesh.data)).collect();
         let tensor: Vec<Arc<Comm>> = (0..mesh.data).map(|_| group(mesh.tensor)).collect();
+        let planned = planned(root, link_options, mesh, plans)?;
+        check_same(&planned)?;
         let mut all = Vec::new();
-        for (d, tensor_comm) in tensor.iter().enumerate() {
-            for (t, data_comm) in data.iter().enumerate() {
-                let options = LinkOptions { tensor: (mesh.tensor, t), ..link_options.clone() };
-                let model = link::link(root, &options)?;
-                let (train, evaluate) = plans(&model);
-                let member = Member { comm: tensor_comm.clone(), rank: t };
-                let mut options = engine_options(&model);
-                options.threads = threads_of(options.threads, mesh.world_size());
-                let engine = Engine::new(&model, train, evaluate, &options, member)?;
-                all.push(Rank { model, engine, data: Member { comm: data_comm.clone(), rank: d } });
-            }
+        for (rank, (model, (train, evaluate))) in planned.into_iter().enumerate() {
+            let (d, t) = (rank / mesh.tensor, rank % mesh.tensor);
+            let mut options = engine_options(&model);
+            options.threads = threads_of(options.threads, mesh.world_size());
+            let engine = Engine::new(&model, train, evaluate, &options, Member { comm: tensor[d].clone(), rank: t })?;
+            all.push(Rank { model, engine, data: Member { comm: data[t].clone(), rank: d } });
         }
         let comms = data.into_iter().chain(tensor).collect();
         Ok(Ranks { mesh, accumulate, all, comms })
@@ -130,15 +133,12 @@ impl Ranks {
     /// Runs a plan over a whole batch, whose inputs hold `parts()` parts one after another. Training sums each rank's gradients
     /// over its micro-batches, and over earlier runs of the step: this is run number `pass` of it, and run 0 overwrites.
     pub fn run(&mut self, mode: Mode, inputs: &[HostInput<'_>], step: u64, pass: usize, loss_scale: f32) -> Sums {
-        let (mesh, accumulate, parts) = (self.mesh, self.accumulate, self.parts());
+        let (mesh, accumulate, parts) = (self.mesh, self.accumulate, self.parts_of(pass));
         let sums = self.each(|i, r| {
             let mut sums = Sums::default();
             for micro in 0..accumulate {
-                let part = micro * mesh.data + i / mesh.tensor;
-                let slices: Vec<HostInput<'_>> = inputs.iter().map(|x| x.part(part, parts)).collect();
-                r.engine.write_inputs(mode, &slices);
-                let micro = pass * accumulate + micro;
-                r.engine.run(mode, Run { step, micro, part: pass * parts + part, loss_scale });
+                let (micro, part) = parts.write(mode, inputs, micro, i, r);
+                r.engine.run(mode, Run { step, micro, part, loss_scale });
                 sums.loss += f64::from(r.engine.output_scalar(mode, 0));
                 sums.count += f64::from(r.engine.output_scalar(mode, 1));
             }
@@ -146,6 +146,10 @@ impl Ranks {
         });
         let of_data = sums.iter().step_by(mesh.tensor);
         of_data.fold(Sums::default(), |a, b| Sums { loss: a.loss + b.loss, count: a.count + b.count })
+    }
+
+    fn parts_of(&self, pass: usize) -> Parts {
+        Parts { mesh: self.mesh, accumulate: self.accumulate, pass }
     }
 
     /// Sums the gradients over data ranks, once after the last run of a step.
@@ -174,11 +178,25 @@ impl Ranks {
         });
     }
 
-    /// The first value of rank 0's last micro-batch of run `pass` that is not finite: its step and name.
-    pub fn first_non_finite(&mut self, mode: Mode, step: u64, pass: usize, loss_scale: f32) -> Option<(usize, String)> {
-        let last = (pass + 1) * self.accumulate - 1;
-        let run = Run { step, micro: last, part: last * self.mesh.data, loss_scale };
-        self.each(|_, r| r.engine.first_non_finite(mode, run)).swap_remove(0)
+    /// Does run `pass` of a step again and returns the first value that is not finite, of the first micro-batch that has one: its
+    /// step in the plan and its name.
+    pub fn first_non_finite(
+        &mut self,
+        mode: Mode,
+        inputs: &[HostInput<'_>],
+        step: u64,
+        pass: usize,
+        loss_scale: f32,
+    ) -> Option<(usize, String)> {
+        let parts = self.parts_of(pass);
+        (0..self.accumulate).find_map(|micro| {
+            // All ranks run all steps, or those that find nothing would wait at a collective for the one that did.
+            let found = self.each(|i, r| {
+                let (micro, part) = parts.write(mode, inputs, micro, i, r);
+                r.engine.first_non_finite(mode, Run { step, micro, part, loss_scale })
+            });
+            found.into_iter().flatten().min_by_key(|(step, _)| *step)
+        })
     }
 
     /// A whole parameter-shaped tensor, put together from the ranks' parts. `read` gives a rank's part.
@@ -209,15 +227,91 @@ impl Ranks {
     }
 }
 
+/// How a batch is cut in one run of a step.
+#[derive(Clone, Copy)]
+struct Parts {
+    mesh: Mesh,
+    accumulate: usize,
+    pass: usize,
+}
+
+impl Parts {
+    /// Writes rank `i`'s part of micro-batch `micro` into its engine; returns micro-batch and part as the whole step counts them.
+    fn write(
+        self,
+        mode: Mode,
+        inputs: &[HostInput<'_>],
+        micro: usize,
+        i: usize,
+        rank: &mut Rank,
+    ) -> (usize, usize) {
+        let parts = self.mesh.data * self.accumulate;
+        let part = micro * self.mesh.data + i / self.mesh.tensor;
+        let slices: Vec<HostInput<'_>> = inputs.iter().map(|x| x.part(part, parts)).collect();
+        rank.engine.write_inputs(mode, &slices);
+        (self.pass * self.accumulate + micro, self.pass * parts + part)
+    }
+}
+
 /// Why ranks cannot be made.
 #[derive(Debug, thiserror::Error)]
 pub enum RanksError {
+    /// An axis without ranks.
+    #[error("K0714: mesh axis `{0}` has 0 ranks; it needs at least 1")]
+    NoRanks(&'static str),
+    /// Ranks that would wait for each other for ever.
+    #[error(
+        "K0810: the plan of rank {rank} differs from that of rank 0: `{here}`, there `{there}`; all ranks must run the same steps"
+    )]
+    PlansDiffer {
+        /// Which rank.
+        rank: usize,
+        /// The first line that differs.
+        here: String,
+        /// What rank 0 has in its place.
+        there: String,
+    },
     /// The model does not link.
     #[error(transparent)]
     Link(#[from] LinkError),
     /// The device cannot run it.
     #[error(transparent)]
     Engine(#[from] EngineError),
+}
+
+/// Model and plans of every rank, in the order of ranks.
+fn planned(
+    root: &'static crate::layer::LayerDef,
+    link_options: &LinkOptions,
+    mesh: Mesh,
+    plans: impl Fn(&Model) -> Plans,
+) -> Result<Vec<(Model, Plans)>, RanksError> {
+    let plan_rank = |rank: usize| -> Result<(Model, Plans), RanksError> {
+        let options = LinkOptions { tensor: (mesh.tensor, rank % mesh.tensor), ..link_options.clone() };
+        let model = link::link(root, &options)?;
+        let plans = plans(&model);
+        Ok((model, plans))
+    };
+    (0..mesh.world_size()).map(plan_rank).collect()
+}
+
+/// Refuses plans that differ from rank 0's in anything but the part of an axis that a rank holds.
+fn check_same(planned: &[(Model, Plans)]) -> Result<(), RanksError> {
+    if planned.len() == 1 {
+        return Ok(());
+    }
+    let plans = |i: usize| {
+        let (train, evaluate) = &planned[i].1;
+        train.iter().chain([evaluate])
+    };
+    let hashes = |i: usize| plans(i).map(Plan::hash).collect::<Vec<u64>>();
+    let first = hashes(0);
+    let Some(rank) = (1..planned.len()).find(|&i| hashes(i) != first) else { return Ok(()) };
+    let lines = |i: usize| plans(i).flat_map(Plan::lines).collect::<Vec<String>>();
+    let (here, there) = (lines(rank), lines(0));
+    let at = here.iter().zip(&there).position(|(a, b)| a != b).unwrap_or(here.len().min(there.len()));
+    let line = |list: &[String]| list.get(at).cloned().unwrap_or_else(|| "nothing".to_owned());
+    Err(RanksError::PlansDiffer { rank, here: line(&here), there: line(&there) })
 }
 
 /// Threads of one rank: its share, at least one.

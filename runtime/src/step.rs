@@ -5,13 +5,15 @@ use crate::batch::{self, HostBatch};
 use crate::exec::Mode;
 use crate::layer::Layer;
 use crate::ranks::Sums;
-use crate::trainer::{TrainError, Trainer};
+use crate::trainer::{StepReport, TrainError, Trainer};
 
 /// A step that has begun: gradients add up. Dropping it changes no weight.
 pub struct OpenStep<'t, L> {
     trainer: &'t mut Trainer<L>,
     sums: Sums,
     passes: usize,
+    /// The first value of a pass that is not finite, if its loss is not.
+    broken: Option<(usize, String)>,
 }
 
 /// The gradients of a step, summed over its passes and over ranks. Dropping them changes no weight and counts no step.
@@ -40,7 +42,7 @@ impl<L: Layer> Trainer<L> {
     /// # }
     /// ```
     pub fn begin_step(&mut self) -> OpenStep<'_, L> {
-        OpenStep { trainer: self, sums: Sums::default(), passes: 0 }
+        OpenStep { trainer: self, sums: Sums::default(), passes: 0, broken: None }
     }
 }
 
@@ -57,8 +59,13 @@ impl<'t, L: Layer> OpenStep<'t, L> {
         let inputs = batch.inputs();
         let ranks = &self.trainer.ranks;
         batch::check(ranks.model(), ranks.engine().plan(Mode::Train), ranks.parts(), &inputs)?;
-        let scale = self.trainer.scale();
-        let one = self.trainer.ranks.run(Mode::Train, &inputs, self.trainer.step, self.passes, scale);
+        let scale = self.trainer.loss_scale();
+        let (step, pass) = (self.trainer.step, self.passes);
+        let one = self.trainer.ranks.run(Mode::Train, &inputs, step, pass, scale);
+        if !one.loss.is_finite() && self.broken.is_none() {
+            // Looked for now, while the inputs are there.
+            self.broken = self.trainer.ranks.first_non_finite(Mode::Train, &inputs, step, pass, scale);
+        }
         self.passes += 1;
         self.sums.loss += one.loss;
         self.sums.count += one.count;
@@ -70,14 +77,14 @@ impl<'t, L: Layer> OpenStep<'t, L> {
     /// # Errors
     /// [`TrainError::NoTargets`] if no target of any pass counts, [`TrainError::NotFinite`] if the loss is not finite.
     pub fn reduce(self) -> Result<Gradients<'t, L>, TrainError> {
-        let OpenStep { trainer, sums, passes } = self;
+        let OpenStep { trainer, sums, broken, .. } = self;
         let number = trainer.step + 1;
         if sums.count == 0.0 {
             return Err(TrainError::NoTargets(number));
         }
         let loss = sums.loss / sums.count;
         if !loss.is_finite() {
-            return Err(trainer.not_finite(number, loss, passes - 1));
+            return Err(trainer.not_finite(number, loss, broken));
         }
         trainer.ranks.reduce_grads();
         Ok(Gradients { trainer, sums })
@@ -112,6 +119,30 @@ impl<L: Layer> Gradients<'_, L> {
         Some(self.trainer.grad(path)?.into_iter().map(mean).collect())
     }
 
+    /// Sets the gradient of the mean loss by the parameter at `path`; `false` if there is none or it has another length.
+    pub fn set(&mut self, path: &str, values: &[f32]) -> bool {
+        let factor = 1.0 / self.mean_factor();
+        let sums: Vec<f32> = values.iter().map(|x| (f64::from(*x) * factor) as f32).collect();
+        self.trainer.set_grad(path, &sums)
+    }
+
+    /// Ends the step as the session's settings say: an overflow under f16 skips it, otherwise clip, then one optimizer step at the
+    /// schedule's rate.
+    pub fn finish(mut self) -> StepReport {
+        let (loss, count, grad_norm) = (self.loss(), self.count(), self.norm());
+        let (step, lr) = (self.trainer.step + 1, self.trainer.schedule().lr(self.trainer.step));
+        let loss_scale = f64::from(self.trainer.loss_scale());
+        let skipped = self.trainer.scales_loss() && !self.is_finite();
+        match skipped {
+            true => self.skip(),
+            false => {
+                let clip = self.trainer.clip_factor(grad_norm);
+                self.update(lr, clip);
+            }
+        }
+        StepReport { step, loss, count, grad_norm, lr, loss_scale, skipped }
+    }
+
     /// One optimizer step with this learning rate, on `factor` times the gradient of the mean loss: 1, or
     /// [`crate::optim::clip_factor`]. Under f16 the loss scale counts a clean step.
     pub fn update(self, lr: f64, factor: f64) {
@@ -129,7 +160,7 @@ impl<L: Layer> Gradients<'_, L> {
 
     /// Backward leaves the sum over targets, times the loss scale.
     fn mean_factor(&self) -> f64 {
-        1.0 / (self.sums.count * f64::from(self.trainer.scale()))
+        1.0 / (self.sums.count * f64::from(self.trainer.loss_scale()))
     }
 }
 

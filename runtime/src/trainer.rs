@@ -260,7 +260,7 @@ impl<L: Layer> TrainerBuilder<L> {
         let batch_axis = batch_axis(root)?;
         let (batch, parts) = (sizes.of(batch_axis), self.accumulate * mesh.data);
         if parts == 0 || !batch.is_multiple_of(parts) {
-            let legal = (1..=batch).filter(|n| batch.is_multiple_of(*n)).collect();
+            let legal = link::divisors(batch);
             return Err(TrainError::Indivisible { axis: batch_axis.to_string(), size: batch, parts, legal });
         }
         let local = micro_sizes(&sizes, batch_axis, parts);
@@ -374,23 +374,24 @@ impl<L: Layer> Trainer<L> {
     /// # Errors
     /// [`TrainError`]; after an error the weights are those before the step.
     pub fn step(&mut self, batch: &(impl HostBatch + ?Sized)) -> Result<StepReport, TrainError> {
-        let lr = self.schedule.lr(self.step);
-        let (max_norm, scaled, loss_scale) = (self.clip, self.scaler.is_some(), f64::from(self.scale()));
         let mut step = self.begin_step();
         step.forward_backward(batch)?;
-        let mut gradients = step.reduce()?;
-        let (loss, count, grad_norm) = (gradients.loss(), gradients.count(), gradients.norm());
-        let skipped = scaled && !gradients.is_finite();
-        match skipped {
-            true => gradients.skip(),
-            false => gradients.update(lr, max_norm.map_or(1.0, |max_norm| clip_factor(grad_norm, max_norm))),
-        }
-        Ok(StepReport { step: self.step, loss, count, grad_norm, lr, loss_scale, skipped })
+        Ok(step.reduce()?.finish())
     }
 
     /// Where backward starts: 1 without f16.
-    pub(crate) fn scale(&self) -> f32 {
+    pub fn loss_scale(&self) -> f32 {
         self.scaler.as_ref().map_or(1.0, LossScaler::scale)
+    }
+
+    /// Whether an overflow is possible and skips its step.
+    pub(crate) fn scales_loss(&self) -> bool {
+        self.scaler.is_some()
+    }
+
+    /// The factor that brings a gradient of this norm below the session's largest.
+    pub(crate) fn clip_factor(&self, grad_norm: f64) -> f64 {
+        self.clip.map_or(1.0, |max_norm| clip_factor(grad_norm, max_norm))
     }
 
     /// Counts the step and moves the loss scale.
@@ -401,10 +402,8 @@ impl<L: Layer> Trainer<L> {
         self.step += 1;
     }
 
-    /// The error of a loss that is not finite; `pass` is the one whose inputs are still there.
-    pub(crate) fn not_finite(&mut self, step: u64, loss: f64, pass: usize) -> TrainError {
-        let scale = self.scale();
-        let found = self.ranks.first_non_finite(Mode::Train, step - 1, pass, scale);
+    /// The error of a loss that is not finite; `found` is the first such value, by its step in the plan.
+    pub(crate) fn not_finite(&self, step: u64, loss: f64, found: Option<(usize, String)>) -> TrainError {
         let plan = self.plan();
         let (at, value) = found.unwrap_or((plan.steps.len() - 1, "loss".to_owned()));
         let s = &plan.steps[at];
@@ -452,6 +451,11 @@ impl<L: Layer> Trainer<L> {
     /// The learning rate by step.
     pub fn schedule(&self) -> &Schedule {
         &self.schedule
+    }
+
+    /// Optimizer steps done: steps less those that an overflow skipped.
+    pub fn updates_done(&self) -> u64 {
+        self.updates
     }
 
     /// Steps done so far.
@@ -514,6 +518,23 @@ impl<L: Layer> Trainer<L> {
     pub fn grad(&self, path: &str) -> Option<Vec<f32>> {
         let p = self.position(path)?;
         Some(self.ranks.gather(p, |e| e.grad(p)))
+    }
+
+    /// Moment `name` of the whole parameter at `path`, by the names that a state file has.
+    pub fn moment(&self, name: &str, path: &str) -> Option<Vec<f32>> {
+        let k = self.optimizer.moments().iter().position(|m| *m == name)?;
+        let p = self.position(path)?;
+        Some(self.ranks.gather(p, |e| e.moment(k, p)))
+    }
+
+    /// Sets the whole gradient at `path`, loss-scaled sums as backward leaves them; `false` if there is none or it has another length.
+    pub(crate) fn set_grad(&mut self, path: &str, values: &[f32]) -> bool {
+        let Some(p) = self.position(path) else { return false };
+        if self.model().params[p].dims.iter().product::<usize>() != values.len() {
+            return false;
+        }
+        self.ranks.scatter(p, values, |e| e.grad_mut(p));
+        true
     }
 
     /// The session as a state, with `extra` texts (a data cursor, for one).

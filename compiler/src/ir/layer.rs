@@ -1,6 +1,7 @@
 //! One annotated function as data: arguments, annotations, body.
 
 use super::{Attr, Axis, DType, Func, Span, Type};
+use std::fmt;
 
 /// One `#[layer]` function.
 ///
@@ -194,6 +195,45 @@ pub struct Precision {
     pub compute: String,
     /// `master = ..`, `grad = ..`, `reduce = ..`.
     pub options: Vec<(String, String)>,
+}
+
+impl fmt::Display for Checkpoint {
+    /// As the attribute is written.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Checkpoint::Inputs => f.write_str("checkpoint"),
+            Checkpoint::Selective => f.write_str("checkpoint(selective)"),
+            Checkpoint::Lean => f.write_str("checkpoint(lean)"),
+            Checkpoint::Offload => f.write_str("checkpoint(offload)"),
+            Checkpoint::Never => f.write_str("checkpoint(never)"),
+            Checkpoint::Save(names) => write!(f, "checkpoint(save = [{}])", names.join(", ")),
+            Checkpoint::Budget(bytes) => {
+                const UNITS: [(&str, u64); 3] = [("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)];
+                let whole = UNITS.iter().find(|(_, unit)| bytes.is_multiple_of(*unit));
+                let (unit, n) = whole.map_or(("B", *bytes), |(name, unit)| (name, bytes / unit));
+                write!(f, "checkpoint(budget = \"{n}{unit}\")")
+            }
+        }
+    }
+}
+
+impl fmt::Display for Precision {
+    /// As the attribute is written.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "precision({}", self.compute)?;
+        self.options.iter().try_for_each(|(name, value)| write!(f, ", {name} = {value}"))?;
+        f.write_str(")")
+    }
+}
+
+impl fmt::Display for Shard {
+    /// As the attribute is written.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.axis {
+            None => write!(f, "shard({})", self.mesh),
+            Some(axis) => write!(f, "shard({} = {axis})", self.mesh),
+        }
+    }
 }
 
 impl Precision {

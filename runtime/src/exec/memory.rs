@@ -1,6 +1,7 @@
 //! The arena: one allocation per device, made once after planning. Offsets come from the plan; this file only adds the base.
 #![allow(unsafe_code)]
 
+use crate::explain::bytes as shown;
 use crate::plan::arena::{ALIGNMENT, align};
 use crate::plan::{Plan, Segment};
 use kiln_compiler::ir::DType;
@@ -147,27 +148,60 @@ unsafe impl Send for Arena {}
 // SAFETY: as above; shared access hands out raw pointers only.
 unsafe impl Sync for Arena {}
 
-/// The system refuses the plan's bytes.
+/// The machine does not have the plan's bytes.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "K0801: out of memory: the plan needs {bytes} bytes; use a smaller batch, sequence or model, or `#[checkpoint]`"
+    "K0801: out of memory: the plan needs {}, {}; most of it are {}; use a smaller batch, sequence or model, or `#[checkpoint]`",
+    shown(*bytes), available.map_or("the system refuses them".to_owned(), |a| format!("this process can have {}", shown(a))),
+    owners.iter().map(|(name, n)| format!("{name} ({})", shown(*n))).collect::<Vec<_>>().join(", ")
 )]
 pub struct OutOfMemory {
     /// Bytes asked for.
     pub bytes: usize,
+    /// Bytes that the process can have, where that is known to be less.
+    pub available: Option<usize>,
+    /// The five largest owners.
+    pub owners: Vec<(String, usize)>,
+}
+
+/// Owners that the error names.
+const NAMED_OWNERS: usize = 5;
+
+/// The most bytes that this process can ever have, where the system says so: physical memory with swap, and the limit of the control
+/// group. A system that promises more memory than it has (Linux does) kills the process later instead of refusing now.
+fn limit() -> Option<usize> {
+    let read = |path: &str| std::fs::read_to_string(path).ok();
+    let kib = |text: &str, key: &str| -> Option<usize> {
+        let line = text.lines().find_map(|l| l.strip_prefix(key))?;
+        line.trim().strip_suffix("kB")?.trim().parse().ok()
+    };
+    let physical = read("/proc/meminfo").and_then(|t| Some((kib(&t, "MemTotal:")? + kib(&t, "SwapTotal:")?) * 1024));
+    let group = ["/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"]
+        .iter()
+        .filter_map(|path| read(path)?.trim().parse().ok())
+        .min();
+    physical.into_iter().chain(group).min()
 }
 
 impl Arena {
-    /// Allocates; pages are touched by first use.
+    /// Allocates; pages are touched by first use. `owners` lists who needs the bytes, largest first, for the error.
     ///
     /// # Errors
-    /// When the system refuses.
-    pub fn new(bytes: usize) -> Result<Arena, OutOfMemory> {
+    /// When the process cannot have so much, or the system refuses.
+    pub fn new(bytes: usize, owners: impl FnOnce() -> Vec<(String, usize)>) -> Result<Arena, OutOfMemory> {
         let bytes = bytes.max(ALIGNMENT);
-        let layout = Layout::from_size_align(bytes, ALIGNMENT).map_err(|_| OutOfMemory { bytes })?;
+        let refused = |available: Option<usize>, mut owners: Vec<(String, usize)>| {
+            owners.truncate(NAMED_OWNERS);
+            OutOfMemory { bytes, available, owners }
+        };
+        let available = limit().filter(|&limit| bytes > limit);
+        let layout = match Layout::from_size_align(bytes, ALIGNMENT) {
+            Ok(layout) if available.is_none() => layout,
+            _ => return Err(refused(available, owners())),
+        };
         // SAFETY: the size is not zero.
         let ptr = unsafe { alloc_zeroed(layout) };
-        if ptr.is_null() { Err(OutOfMemory { bytes }) } else { Ok(Arena { ptr, bytes }) }
+        if ptr.is_null() { Err(refused(None, owners())) } else { Ok(Arena { ptr, bytes }) }
     }
 
     /// The bytes `offset..offset + len`.
@@ -178,6 +212,20 @@ impl Arena {
         assert!(offset + len <= self.bytes, "bytes {offset}+{len} of an arena of {}", self.bytes);
         // SAFETY: inside the allocation.
         unsafe { self.ptr.add(offset) }
+    }
+
+    /// The bytes `offset..offset + len`, to be read while no step runs.
+    pub fn bytes(&self, offset: usize, len: usize) -> &[u8] {
+        let ptr = self.at(offset, len);
+        // SAFETY: in range and always initialised; callers hold the engine, so no step runs meanwhile.
+        unsafe { std::slice::from_raw_parts(ptr, len) }
+    }
+
+    /// Sets the bytes `offset..offset + len` while no step runs.
+    pub fn fill(&self, offset: usize, len: usize, byte: u8) {
+        let ptr = self.at(offset, len);
+        // SAFETY: in range; callers hold the engine, so no step runs and no slice of the arena is alive.
+        unsafe { ptr.write_bytes(byte, len) };
     }
 
     /// f32 values at `offset`.

@@ -1,6 +1,7 @@
 //! Execute: runs a plan's steps in order on the host. Decides nothing: kernels, offsets and order come from the plan.
 
 pub mod comm;
+pub mod inspect;
 pub mod kernel;
 pub mod memory;
 pub mod reference;
@@ -12,6 +13,7 @@ use crate::optim::{AdamWStep, SgdStep};
 use crate::plan::{BufferId, Plan, Segment};
 use crate::random;
 use comm::Member;
+use inspect::{Inspected, Inspection};
 use kernel::{Kernel, KernelError, RunCx};
 use kiln_compiler::ir::{DType, Init, Sizes};
 use memory::{Arena, ArenaLayout, FlatLayout, OutOfMemory, ParamShape};
@@ -89,6 +91,8 @@ pub struct Engine {
     evaluate: Prepared,
     pool: Pool,
     tensor: Member,
+    /// Present where every run is inspected.
+    inspection: Option<Inspection>,
 }
 
 /// Which run of a plan.
@@ -115,7 +119,7 @@ pub struct EngineOptions {
     pub n_moments: usize,
     /// Whether parameter `i` decays.
     pub decays: Vec<bool>,
-    /// Fill every buffer with NaN before it is born and after it dies.
+    /// Inspect every run: fill each buffer with NaN at its birth and after its death.
     pub poison: bool,
 }
 
@@ -143,10 +147,11 @@ impl Engine {
         let workspace = kernels.0.iter().flatten().chain(&kernels.1).map(Kernel::workspace_len).max().unwrap_or(0);
         let mut plans: Vec<&mut Plan> = train.iter_mut().chain([&mut evaluate]).collect();
         let layout = ArenaLayout::new(flat, options.n_moments, &mut plans, workspace * size_of::<f32>());
-        let arena = Arena::new(layout.total)?;
+        let arena = Arena::new(layout.total, || owners(&layout, train.as_ref().unwrap_or(&evaluate)))?;
         let train = train.zip(kernels.0).map(|(plan, kernels)| Prepared { plan, kernels });
         let evaluate = Prepared { plan: evaluate, kernels: kernels.1 };
-        Ok(Engine { layout, arena, train, evaluate, pool, tensor })
+        let inspection = options.poison.then(Inspection::default);
+        Ok(Engine { layout, arena, train, evaluate, pool, tensor, inspection })
     }
 
     fn prepared(&self, mode: Mode) -> &Prepared {
@@ -190,11 +195,19 @@ impl Engine {
             let offset = self.plan(mode).buffers[b].offset;
             self.arena.f32s_mut(offset, 1)[0] = loss_scale;
         }
+        let mut inspection = self.inspection.take();
         let p = self.prepared(mode);
         let cx = self.context(p, run);
-        for (k, s) in p.kernels.iter().zip(&p.plan.steps) {
-            k.run(&cx, s);
+        match &mut inspection {
+            None => p.kernels.iter().zip(&p.plan.steps).for_each(|(k, s)| k.run(&cx, s)),
+            Some(seen) => inspected(p, &cx, seen),
         }
+        self.inspection = inspection;
+    }
+
+    /// What inspected runs showed; `None` if the engine does not inspect.
+    pub fn inspection(&self) -> Option<&Inspection> {
+        self.inspection.as_ref()
     }
 
     fn context<'a>(&'a self, p: &'a Prepared, run: Run) -> RunCx<'a> {
@@ -203,20 +216,23 @@ impl Engine {
         RunCx { arena, layout, pool, plan, step, micro, part, tensor }
     }
 
-    /// Runs a plan's steps one by one and returns the first step whose result is not finite, with the value's name.
+    /// Runs all of a plan's steps and returns the first one whose result is not finite, with the value's name.
     pub fn first_non_finite(&mut self, mode: Mode, run: Run) -> Option<(usize, String)> {
         let p = self.prepared(mode);
         let cx = self.context(p, run);
+        let broken = |o: BufferId| {
+            let b = &p.plan.buffers[o];
+            b.dtype.is_float() && !(0..b.elements).all(|e| cx.buffer(o).get(e).is_finite())
+        };
+        let mut found = None;
         for (i, (k, s)) in p.kernels.iter().zip(&p.plan.steps).enumerate() {
             k.run(&cx, s);
-            for &o in &s.outputs {
-                let b = &p.plan.buffers[o];
-                if b.dtype.is_float() && !(0..b.elements).all(|e| cx.buffer(o).get(e).is_finite()) {
-                    return Some((i, b.name.clone()));
-                }
+            if found.is_none() {
+                let first = s.outputs.iter().find(|&&o| broken(o));
+                found = first.map(|&o| (i, p.plan.buffers[o].name.clone()));
             }
         }
-        None
+        found
     }
 
     /// f32 values of an output of a plan.
@@ -264,6 +280,11 @@ impl Engine {
     /// A parameter's gradient: a sum over targets times the loss scale, not yet divided.
     pub fn grad(&self, p: usize) -> &[f32] {
         self.flat(self.layout.grads, p)
+    }
+
+    /// A parameter's gradient, to be set.
+    pub fn grad_mut(&mut self, p: usize) -> &mut [f32] {
+        self.flat_mut(self.layout.grads, p)
     }
 
     /// Moment `k` of a parameter.
@@ -351,6 +372,17 @@ impl Engine {
     /// The largest owners of memory, for errors and `explain`: name and bytes.
     pub fn owners(&self) -> Vec<(String, usize)> {
         owners(&self.layout, self.train.as_ref().map_or(&self.evaluate.plan, |p| &p.plan))
+    }
+}
+
+/// Runs all steps with every buffer poisoned outside of its life.
+fn inspected(p: &Prepared, cx: &RunCx<'_>, seen: &mut Inspection) {
+    let run = Inspected { arena: cx.arena, layout: cx.layout, plan: &p.plan, micro: cx.micro };
+    run.begin(seen);
+    for (i, (k, s)) in p.kernels.iter().zip(&p.plan.steps).enumerate() {
+        run.before(i);
+        k.run(cx, s);
+        run.after(i, seen);
     }
 }
 

@@ -14,6 +14,7 @@ use kiln_compiler::fuse::Region;
 use kiln_compiler::ir::{Attrs, Axis, DType, Sizes, Type};
 use kiln_compiler::ops::{self, Op};
 use std::sync::Arc;
+use xxhash_rust::xxh3::Xxh3Default;
 
 /// Index of a buffer in [`Plan::buffers`].
 pub type BufferId = usize;
@@ -179,9 +180,44 @@ impl Plan {
     pub fn log(&self) -> Vec<String> {
         self.steps.iter().map(|s| format!("{:?} {} {}", s.phase, s.path, s.work.name())).collect()
     }
+
+    /// All that ranks must agree on, a line for each step and buffer; only which part of an axis a rank holds is left out.
+    pub fn lines(&self) -> Vec<String> {
+        let step = |s: &Step| {
+            let Step { phase, path, inputs, outputs, sizes, .. } = s;
+            format!("{phase:?} {path} {} {inputs:?} -> {outputs:?} {sizes:?}", s.work.contents())
+        };
+        let buffer = |b: &Buffer| {
+            let Buffer { name, dtype, elements, segment, life, offset } = b;
+            format!("{name} {dtype}[{elements}] {segment:?} {life:?} at {offset}")
+        };
+        self.steps.iter().map(step).chain(self.buffers.iter().map(buffer)).collect()
+    }
+
+    /// A hash of [`Plan::lines`].
+    pub fn hash(&self) -> u64 {
+        let mut h = Xxh3Default::new();
+        for line in self.lines() {
+            h.update(line.as_bytes());
+            h.update(b"\n");
+        }
+        h.digest()
+    }
 }
 
 impl Work {
+    /// Everything that decides what is computed.
+    fn contents(&self) -> String {
+        match self {
+            Work::Region { region, dtypes } => format!("region {:016x} {dtypes:?}", region.hash()),
+            Work::Library { op, attrs, inputs, outputs, rounds, write } => {
+                format!("{} {attrs:?} {inputs:?} -> {outputs:?} {rounds:?} {write:?}", op.name)
+            }
+            Work::Accumulate(write) => format!("accumulate {write:?}"),
+            Work::AllReduce { mesh } => format!("all_reduce {mesh}"),
+        }
+    }
+
     /// A short name.
     pub fn name(&self) -> String {
         match self {
