@@ -17,8 +17,7 @@ import model
 def main():
     state, ids, out = sys.argv[1:4]
     tensors = load_file(state)
-    params = {n.removeprefix("params/"): t.double() for n, t in tensors.items()}
-    params = {n: t for n, t in params.items() if n.startswith("trunk.")}
+    params = {n: t.double() for n, t in tensors.items() if n.startswith("trunk.")}
     n_layers = len({n.split(".")[2] for n in params if n.startswith("trunk.blocks.")})
     wanted = load_file(ids)["ids"].long()
     with torch.no_grad():

@@ -30,6 +30,31 @@ def shapes(sizes):
     return out
 
 
+def rms_norm(x, w):
+    return x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + EPS) * w
+
+
+def rope(x):
+    """Rotates (x[k], x[k + K/2]) by position · base^(−2k/K); axes [.., S, K]."""
+    S, K = x.shape[-2:]
+    freq = ROPE_BASE ** (-2.0 * torch.arange(K // 2, dtype=torch.float64) / K)
+    angle = torch.outer(torch.arange(S, dtype=torch.float64), freq).repeat(1, 2).to(x.dtype)
+    rotated = torch.cat([-x[..., K // 2 :], x[..., : K // 2]], -1)
+    return x * angle.cos() + rotated * angle.sin()
+
+
+def weights(q, k):
+    """Causal: q [B, G, R, S, K], k [B, G, S, K]."""
+    S, K = q.shape[-2:]
+    scores = torch.einsum("bgrsk,bgtk->bgrst", q, k) / math.sqrt(K)
+    later = torch.triu(torch.ones(S, S, dtype=torch.bool), 1)
+    return scores.masked_fill(later, -math.inf).softmax(-1)
+
+
+def attend(q, k, v):
+    return torch.einsum("bgrst,bgtk->bgrsk", weights(q, k), v)
+
+
 class Exact:
     """Full precision: roundings do nothing."""
 
@@ -40,6 +65,8 @@ class Exact:
     @staticmethod
     def param(w):
         return w
+
+    attend = staticmethod(attend)
 
 
 class _RoundBoth(torch.autograd.Function):
@@ -66,32 +93,34 @@ class _RoundForward(torch.autograd.Function):
         return g
 
 
+class _RoundedAttend(torch.autograd.Function):
+    """Attention whose result is rounded, and whose derivative reads the result as it is stored (Dao et al. 2022, algorithm 4):
+    with P = softmax(S), the row sums of P∘dP are those of o∘do."""
+
+    @staticmethod
+    def forward(ctx, q, k, v):
+        o = attend(q, k, v).bfloat16().to(q.dtype)
+        ctx.save_for_backward(q, k, v, o)
+        return o
+
+    @staticmethod
+    def backward(ctx, do):
+        q, k, v, o = ctx.saved_tensors
+        do = do.bfloat16().to(do.dtype)
+        p, scale = weights(q, k), q.shape[-1] ** -0.5
+        dp = torch.einsum("bgrsk,bgtk->bgrst", do, v)
+        ds = p * (dp - (o * do).sum(-1, keepdim=True)) * scale
+        dq = torch.einsum("bgrst,bgtk->bgrsk", ds, k)
+        dk = torch.einsum("bgrst,bgrsk->bgtk", ds, q)
+        return dq, dk, torch.einsum("bgrst,bgrsk->bgtk", p, do)
+
+
 class Bf16:
     """One explicit cast to bf16 per operation's output; arithmetic between casts in f32."""
 
     value = staticmethod(_RoundBoth.apply)
     param = staticmethod(_RoundForward.apply)
-
-
-def rms_norm(x, w):
-    return x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + EPS) * w
-
-
-def rope(x):
-    """Rotates (x[k], x[k + K/2]) by position · base^(−2k/K); axes [.., S, K]."""
-    S, K = x.shape[-2:]
-    freq = ROPE_BASE ** (-2.0 * torch.arange(K // 2, dtype=torch.float64) / K)
-    angle = torch.outer(torch.arange(S, dtype=torch.float64), freq).repeat(1, 2).to(x.dtype)
-    rotated = torch.cat([-x[..., K // 2 :], x[..., : K // 2]], -1)
-    return x * angle.cos() + rotated * angle.sin()
-
-
-def attend(q, k, v):
-    """Causal: q [B, G, R, S, K], k and v [B, G, S, K]."""
-    S, K = q.shape[-2:]
-    scores = torch.einsum("bgrsk,bgtk->bgrst", q, k) / math.sqrt(K)
-    later = torch.triu(torch.ones(S, S, dtype=torch.bool), 1)
-    return torch.einsum("bgrst,bgtk->bgrsk", scores.masked_fill(later, -math.inf).softmax(-1), v)
+    attend = staticmethod(_RoundedAttend.apply)
 
 
 def attention(x, p, at, c):
@@ -99,7 +128,7 @@ def attention(x, p, at, c):
     q = c.value(rope(c.value(torch.einsum("bsd,dgrk->bgrsk", x, wq))))
     k = c.value(rope(c.value(torch.einsum("bsd,dgk->bgsk", x, wk))))
     v = c.value(torch.einsum("bsd,dgk->bgsk", x, wv))
-    return c.value(torch.einsum("bgrsk,grkd->bsd", c.value(attend(q, k, v)), wo))
+    return c.value(torch.einsum("bgrsk,grkd->bsd", c.attend(q, k, v), wo))
 
 
 def swiglu(x, p, at, c):

@@ -96,14 +96,14 @@ def bf16_block(folder):
     start = {n[len(at) :]: x for n, x in draw(model.shapes(sizes), 31).items() if n.startswith(at)}
     g = torch.Generator().manual_seed(32)
     x = torch.randn(sizes["B"], sizes["S"], sizes["D"], generator=g).double()
-    dy = torch.randn(x.shape, generator=g).double()
-    values = {"x": x, "dy": dy} | prefixed("param", start)
+    # A loss over the block's result as logits: cotangents of both signs and of many sizes.
+    targets = torch.randint(sizes["D"], (sizes["B"], sizes["S"]), generator=g)
+    values = {"targets": targets.int()} | prefixed("param", start | {"x": x})
     for kind, casts in [("bf16", model.Bf16), ("f32", model.Exact)]:
-        p = leaves({n: t.float() for n, t in start.items()})
-        xin = x.float().requires_grad_(True)
-        y = model.block(casts.value(xin), p, "", casts)
-        (y * (casts.value(dy.float()))).sum().backward()
-        values[f"{kind}/y"], values[f"{kind}/dx"] = y, xin.grad
+        p = leaves({n: t.float() for n, t in (start | {"x": x}).items()})
+        y = model.block(casts.value(p["x"]), p, "", casts)
+        torch.nn.functional.cross_entropy(y.flatten(0, 1), targets.flatten(), reduction="sum").backward()
+        values[f"{kind}/y"] = y
         values |= prefixed(f"{kind}/grad", {n: t.grad for n, t in p.items()})
     save(folder, "block_bf16", values, sizes=sizes)
 

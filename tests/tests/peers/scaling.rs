@@ -1,4 +1,4 @@
-//! The peers tier: what Kiln computes is what PyTorch computes.
+//! Rates and loss scales, step by step those of PyTorch.
 
 use kiln::scaler::{LossScaler, ScalerOptions, Verdict};
 use kiln::schedule::Schedule;
