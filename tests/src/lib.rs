@@ -9,3 +9,4 @@ pub mod programs;
 pub mod regions;
 pub mod skips;
 pub mod snapshot;
+pub mod training;

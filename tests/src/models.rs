@@ -16,10 +16,10 @@ axes! {
 pub fn mlp(
     x: Tensor<B, S, D>,
     #[config(default = 0.1)] rate: f64,
-    #[param(init = normal(0.3))] gate: Tensor<D, F>,
-    #[param(init = normal(0.3))] up: Tensor<D, F>,
-    #[param(init = normal(0.3))] bias: Tensor<F>,
-    #[param(init = normal(0.3))] down: Tensor<F, D>,
+    #[param(init = normal(0.15))] gate: Tensor<D, F>,
+    #[param(init = normal(0.15))] up: Tensor<D, F>,
+    #[param(init = normal(0.15))] bias: Tensor<F>,
+    #[param(init = normal(0.15))] down: Tensor<F, D>,
 ) -> Tensor<B, S, D> {
     let h = (x.matmul(gate) + bias).silu() * x.matmul(up);
     let centred = h - h.mean(F).over(F);
@@ -33,11 +33,11 @@ pub fn attn(
     x: Tensor<B, S, D>,
     rope: Rope<S, K>,
     #[config(default = 0.1)] rate: f64,
-    #[param(init = normal(0.3))] wq: Tensor<D, G, R, K>,
-    #[param(init = normal(0.3))] wk: Tensor<D, G, K>,
-    #[param(init = normal(0.3))] wv: Tensor<D, G, K>,
+    #[param(init = normal(0.15))] wq: Tensor<D, G, R, K>,
+    #[param(init = normal(0.15))] wk: Tensor<D, G, K>,
+    #[param(init = normal(0.15))] wv: Tensor<D, G, K>,
     #[param(init = uniform(0.5, 1.5))] nq: Tensor<K>,
-    #[param(init = normal(0.3))] wo: Tensor<G, R, K, D>,
+    #[param(init = normal(0.15))] wo: Tensor<G, R, K, D>,
 ) -> Tensor<B, S, D> {
     let q = x.einsum(wq, "b s d, d g r k -> b g r s k").rms_norm(nq, 1e-5).rope(rope);
     let k = x.einsum(wk, "b s d, d g k -> b g s k").rope(rope);
@@ -63,7 +63,7 @@ pub fn block(
 #[layer]
 pub fn trunk(
     ids: Ids<B, S>,
-    #[param(init = normal(0.5))] emb: Tensor<V, D>,
+    #[param(init = normal(1.0))] emb: Tensor<V, D>,
     #[sub] blocks: Repeat<Block, L>,
     #[param(init = uniform(0.5, 1.5))] nf: Tensor<D>,
 ) -> Tensor<B, S, D> {
@@ -100,7 +100,7 @@ pub fn light_block(
 #[layer]
 pub fn light_trunk(
     ids: Ids<B, S>,
-    #[param(init = normal(0.5))] emb: Tensor<V, D>,
+    #[param(init = normal(1.0))] emb: Tensor<V, D>,
     #[sub] blocks: Repeat<LightBlock, L>,
     #[param(init = uniform(0.5, 1.5))] nf: Tensor<D>,
 ) -> Tensor<B, S, D> {
