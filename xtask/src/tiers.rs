@@ -65,6 +65,11 @@ pub const TIERS: &[Tier] = &[
         question: "do the host and wgpu compute what the interpreter computes?",
         commands: &[&["--test", "kernels", "--test", "registered"]],
     },
+    Tier {
+        name: "equivalence",
+        question: "do annotations, ranks, micro-batches and threads change what a step costs, never what it means?",
+        commands: &[&["--test", "equivalence"]],
+    },
     Tier { name: "peers", question: "does PyTorch get the same values?", commands: &[&["--test", "peers"]] },
     Tier {
         name: "runs",
