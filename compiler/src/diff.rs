@@ -90,9 +90,9 @@ pub fn run(func: &Func, activity: &[Activity], differentiated: &[bool]) -> Resul
             }
         }
     }
-    b.span = Span::default();
     let mut input_cotangents = Vec::new();
     for (&activity, &v) in activity.iter().zip(&inputs) {
+        b.span = span_of_last(&b.func, &pending[v.index()]);
         let wanted = activity != Activity::Inactive && active[v.index()];
         let d = total(&mut b, &mut pending, &mut sums, v, activity != Activity::Parameter);
         let dtype = if activity == Activity::Parameter { DType::F32 } else { b.ty(v).dtype };
@@ -107,6 +107,12 @@ pub fn run(func: &Func, activity: &[Activity], differentiated: &[bool]) -> Resul
         b.func.outputs.extend(d);
     }
     Ok(Joint { func: b.func, n_inputs: inputs.len(), n_outputs, output_cotangents, input_cotangents })
+}
+
+/// Where the last contribution to a cotangent comes from: the first operation that read the value.
+fn span_of_last(func: &Func, contributions: &[ValueId]) -> Span {
+    let last = contributions.last().and_then(|d| func.nodes.iter().rev().find(|n| n.outputs.contains(d)));
+    last.map_or(Span::default(), |n| n.span)
 }
 
 fn zero(b: &mut Builder, like: ValueId) -> ValueId {
