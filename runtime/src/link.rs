@@ -100,6 +100,18 @@ pub enum LinkError {
         /// Layer.
         layer: String,
     },
+    /// The value of a `#[config]` argument is outside of what an operation takes.
+    #[error("K0715: layer `{layer}` ({file}:{line}): {message}")]
+    Value {
+        /// Layer.
+        layer: String,
+        /// File.
+        file: String,
+        /// Line.
+        line: u32,
+        /// What the operation takes.
+        message: String,
+    },
     /// An annotation in a form that is not in force yet.
     #[error("K0707: {file}:{line}: `{form}` on layer `{layer}` is not supported yet; {instead}")]
     NotInForce {
@@ -386,6 +398,7 @@ impl Linker<'_> {
         }
         self.resolve_wildcards(&mut layer, &subs)?;
         self.bind_config(&mut layer)?;
+        check_values(&layer.body, &layer)?;
         layer.body = simplify::inline_select(&layer.body);
         user_op::check(&layer.body).map_err(|(line, e)| operation(&layer, line, e))?;
         self.check_sizes(&layer)?;
@@ -691,6 +704,21 @@ fn unify(here: &[Axis], there: &[Axis], known: &mut BTreeMap<Axis, Axis>) -> Res
         if bound != t {
             return Err(differ());
         }
+    }
+    Ok(())
+}
+
+/// Once configuration is bound, operations check the ranges of their constants.
+fn check_values(func: &Func, layer: &Layer) -> Result<(), LinkError> {
+    for n in &func.nodes {
+        let types: Vec<&Type> = n.inputs.iter().map(|&v| func.ty(v)).collect();
+        (n.op.infer)(&n.attrs, &types).map_err(|e| LinkError::Value {
+            layer: layer.name.clone(),
+            file: layer.file.clone(),
+            line: n.span.line,
+            message: e.to_string(),
+        })?;
+        n.bodies.iter().try_for_each(|body| check_values(body, layer))?;
     }
     Ok(())
 }
