@@ -91,6 +91,11 @@ impl Ranks {
         self.mesh.data * self.accumulate
     }
 
+    /// Number of ranks.
+    pub fn world_size(&self) -> usize {
+        self.all.len()
+    }
+
     /// The model of rank 0.
     pub fn model(&self) -> &Model {
         &self.all[0].model

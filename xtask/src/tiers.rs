@@ -66,6 +66,11 @@ pub const TIERS: &[Tier] = &[
         commands: &[&["--test", "kernels", "--test", "registered"]],
     },
     Tier {
+        name: "plan",
+        question: "is everything decided and checked before anything is allocated, and is the plan what runs?",
+        commands: &[&["--test", "plan", "--test", "memory"]],
+    },
+    Tier {
         name: "equivalence",
         question: "do annotations, ranks, micro-batches and threads change what a step costs, never what it means?",
         commands: &[&["--test", "equivalence"]],
