@@ -242,14 +242,7 @@ struct Parts {
 
 impl Parts {
     /// Writes rank `i`'s part of micro-batch `micro` into its engine; returns micro-batch and part as the whole step counts them.
-    fn write(
-        self,
-        mode: Mode,
-        inputs: &[HostInput<'_>],
-        micro: usize,
-        i: usize,
-        rank: &mut Rank,
-    ) -> (usize, usize) {
+    fn write(self, mode: Mode, inputs: &[HostInput<'_>], micro: usize, i: usize, rank: &mut Rank) -> (usize, usize) {
         let parts = self.mesh.data * self.accumulate;
         let part = micro * self.mesh.data + i / self.mesh.tensor;
         let slices: Vec<HostInput<'_>> = inputs.iter().map(|x| x.part(part, parts)).collect();

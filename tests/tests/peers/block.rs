@@ -2,7 +2,6 @@
 
 use std::collections::BTreeMap;
 
-use kiln::exec::HostInput;
 use kiln::prelude::sizes;
 use kiln::session::Session;
 use kiln::state::{State, TensorData};
@@ -44,7 +43,7 @@ fn run(v: &Values, precision: DType) -> BTreeMap<String, Vec<f32>> {
         }
     }
     let class: Vec<i32> = v.get("targets").data.iter().map(|&c| c as i32).collect();
-    trainer.backward(&class).expect("the batch fits");
+    trainer.step(&class).expect("the batch fits");
     let grads = v.under("param").into_keys().map(|name| {
         let grad = trainer.grad(&path(&name)).expect("a parameter");
         (format!("grad/{name}"), grad)
@@ -52,8 +51,8 @@ fn run(v: &Values, precision: DType) -> BTreeMap<String, Vec<f32>> {
     let mut results: BTreeMap<String, Vec<f32>> = grads.collect();
     let mut shown = Session::<Shown>::new(sizes_of(v), precision, BTreeMap::new(), 0).expect("the model is sound");
     shown.set_params(&state).expect("the block's parameters");
-    let x = vec![HostInput::F32(&v.get("param/x").data)];
-    results.insert("y".to_owned(), shown.forward(&x).expect("the batch fits"));
+    let x = &v.get("param/x").data;
+    results.insert("y".to_owned(), shown.forward(x).expect("the batch fits"));
     results
 }
 

@@ -1,15 +1,13 @@
 //! The example GPT in f32: logits, every gradient, twenty steps of AdamW, and a saved state in a Python of its own.
 
-use std::collections::BTreeMap;
 use std::path::Path;
 use std::process::Command;
 
+use kiln::Sizes;
 use kiln::optim::{AdamW, Optimizer};
 use kiln::prelude::sizes;
 use kiln::schedule::Schedule;
-use kiln::session::Session;
 use kiln::trainer::Trainer;
-use kiln::{DType, Sizes};
 use kiln_examples::gpt::*;
 use kiln_tests::peers::{self, Values, relative};
 use kiln_tests::skips;
@@ -53,9 +51,7 @@ fn batch(v: &Values, step: usize) -> (Vec<i32>, Vec<i32>) {
 
 /// Logits of the trainer's parameters.
 fn logits(v: &Values, trainer: &Trainer<Gpt>, ids: &Vec<i32>) -> Vec<f32> {
-    let mut session =
-        Session::<GptLogits>::new(sizes_of(v), DType::F32, BTreeMap::new(), 0).expect("the model is sound");
-    session.set_params(&trainer.state(&[])).expect("the roots share a state");
+    let mut session = trainer.session::<GptLogits>(sizes_of(v)).expect("the roots share a state");
     session.forward(ids).expect("the batch fits")
 }
 
@@ -72,14 +68,14 @@ fn logits_and_gradients(name: &str) {
     near("logits", &logits(&v, &trainer, &ids), &v.get("logits").data);
     let counted = targets.iter().filter(|&&t| t >= 0).count();
     assert!(counted < targets.len(), "some targets are ignored");
-    let sums = trainer.backward(&(ids, targets)).expect("the batch fits");
-    assert_eq!(sums.count, counted as f64);
+    let mut step = trainer.begin_step();
+    step.forward_backward(&(ids, targets)).expect("the batch fits");
+    let gradients = step.reduce().expect("a sound step");
+    assert_eq!(gradients.count(), counted as f64);
     let grads = v.under("grad");
-    assert_eq!(grads.len(), trainer.model().params.len());
+    assert_eq!(grads.len(), v.under("param").len());
     for (path, reference) in grads {
-        let ours: Vec<f32> =
-            trainer.grad(&path).expect("a parameter").iter().map(|g| (f64::from(*g) / sums.count) as f32).collect();
-        near(&format!("gradient of {path}"), &ours, &reference.data);
+        near(&format!("gradient of {path}"), &gradients.get(&path).expect("a parameter"), &reference.data);
     }
 }
 
