@@ -61,7 +61,7 @@ pub enum LinkError {
         elements: u128,
     },
     /// More copies of a child than a model can hold.
-    #[error("K0710: `{child}` of layer `{layer}` has `{axis}` = {copies} copies; a `Repeat` has at most {MOST_COPIES}")]
+    #[error("K0716: `{child}` of layer `{layer}` has `{axis}` = {copies} copies; a `Repeat` has at most {MOST_COPIES}")]
     TooManyCopies {
         /// Argument.
         child: String,

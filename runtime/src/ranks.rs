@@ -259,7 +259,7 @@ pub enum RanksError {
     NoRanks(&'static str),
     /// Ranks that would wait for each other for ever.
     #[error(
-        "K0810: the plan of rank {rank} differs from that of rank 0: `{here}`, there `{there}`; all ranks must run the same steps"
+        "K0815: the plan of rank {rank} differs from that of rank 0: `{here}`, there `{there}`; all ranks must run the same steps"
     )]
     PlansDiffer {
         /// Which rank.

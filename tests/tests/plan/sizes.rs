@@ -50,7 +50,7 @@ fn sizes_that_overflow_are_named() {
         refuses(with("B", n), &["K0703"]);
         refuses(with("V", n), &["K0703"]);
         refuses(with("F", n), &["K0703", "mlp."]);
-        refuses(with("L", n), &["K0710", "`blocks`", "`trunk`"]);
+        refuses(with("L", n), &["K0716", "`blocks`", "`trunk`"]);
     }
     refuses(with("S", 1 << 29), &["K0703"]);
 }
