@@ -130,7 +130,7 @@ fn a_saved_state_gives_the_same_logits_in_python() {
     }
     let folder = tempfile::tempdir().expect("a folder");
     let path = |name: &str| folder.path().join(name);
-    trainer.save(&path("state.safetensors"), &[]).expect("the state is written");
+    trainer.save(path("state.safetensors"), &[]).expect("the state is written");
     let (ids, _) = batch(&v, 5);
     write_ids(&path("ids.safetensors"), &ids, &[v.size("B"), v.size("S")]);
     let script = kiln_tests::folders::root().join("tests/peers/logits.py");
