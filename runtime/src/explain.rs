@@ -27,6 +27,7 @@ pub fn explain(model: &Model, plan: &Plan) -> String {
     tree(&mut out, model, &model.root, "", 0);
     memory(&mut out, model, plan);
     steps(&mut out, model, plan);
+    collectives(&mut out, plan);
     casts(&mut out, model);
     out
 }
@@ -146,6 +147,33 @@ fn kernels(out: &mut String, model: &Model, regions: &[u64]) {
         out,
         format!("  kernels: {emitted} emitted while the crate compiled, {missing} built from the plan at start-up"),
     );
+}
+
+/// What ranks send each other inside layers, by the operation that asks for it. Gradients over data ranks come after the plan.
+fn collectives(out: &mut String, plan: &Plan) {
+    let mut found: BTreeMap<(&str, u32, &str, &str), (usize, usize)> = BTreeMap::new();
+    for s in &plan.steps {
+        let Work::AllReduce { mesh } = &s.work else { continue };
+        let (times, sent) = found.entry((&s.file, s.line, phase(s.phase), mesh)).or_default();
+        *times += 1;
+        *sent += plan.buffers[s.inputs[0]].bytes();
+    }
+    if found.is_empty() {
+        return;
+    }
+    out.push('\n');
+    line(out, format!("collectives: {} from each rank", bytes(plan.collective_bytes())));
+    for ((file, at, phase, mesh), (times, sent)) in found {
+        line(out, format!("  {file}:{at}  {times} all_reduce over `{mesh}`, {phase}, {}", bytes(sent)));
+    }
+}
+
+fn phase(phase: Phase) -> &'static str {
+    match phase {
+        Phase::Forward => "forward",
+        Phase::Replay => "forward again",
+        Phase::Backward => "backward",
+    }
 }
 
 /// Each cast of each layer type that changes a value, with the line of the operation that it follows.
