@@ -6,7 +6,7 @@ pub mod kernel;
 pub mod memory;
 pub mod reference;
 
-use crate::device::host::optim;
+use crate::device::host::optim::{self, Shadow};
 use crate::device::host::pool::Pool;
 use crate::link::{Model, Param};
 use crate::optim::{AdamWStep, SgdStep};
@@ -89,6 +89,10 @@ pub struct Engine {
     arena: Arena,
     train: Option<Prepared>,
     evaluate: Prepared,
+    /// All shadows, over the whole segment of masters.
+    shadows: Vec<Shadow>,
+    /// For each trained range its shadows, which the optimizer writes.
+    trained_shadows: Vec<Vec<Shadow>>,
     pool: Pool,
     tensor: Member,
     /// Present where every run is inspected.
@@ -151,7 +155,9 @@ impl Engine {
         let train = train.zip(kernels.0).map(|(plan, kernels)| Prepared { plan, kernels });
         let evaluate = Prepared { plan: evaluate, kernels: kernels.1 };
         let inspection = options.poison.then(Inspection::default);
-        Ok(Engine { layout, arena, train, evaluate, pool, tensor, inspection })
+        let shadows = shadows(&layout, &arena);
+        let trained_shadows = layout.flat.trained.iter().map(|r| within(&shadows, r)).collect();
+        Ok(Engine { layout, arena, train, evaluate, shadows, trained_shadows, pool, tensor, inspection })
     }
 
     fn prepared(&self, mode: Mode) -> &Prepared {
@@ -323,10 +329,8 @@ impl Engine {
 
     /// Writes every shadow from its master.
     pub fn write_shadows(&mut self) {
-        for &(p, dtype, offset) in &self.layout.shadows {
-            let master = self.flat(self.layout.params, p);
-            kernel::buf(&self.arena, offset, master.len() * dtype.bytes(), dtype).store(0, master);
-        }
+        let all = memory::Range { start: 0, end: self.layout.flat.len, decays: false, split: false };
+        optim::write_shadows(&self.pool, self.part(self.layout.params, &all), &self.shadows);
     }
 
     /// Sums of squares of the gradients, by a fixed tree: of parameters that all ranks hold, and of this rank's parts.
@@ -347,21 +351,19 @@ impl Engine {
     /// One AdamW step over each trained range; `scalars` gives those of the decaying and the other group.
     pub fn adamw(&mut self, scalars: impl Fn(bool) -> AdamWStep) {
         let (p, g, m, v) = (self.layout.params, self.layout.grads, self.layout.moments[0], self.layout.moments[1]);
-        for r in &self.layout.flat.trained {
+        for (r, shadows) in self.layout.flat.trained.iter().zip(&self.trained_shadows) {
             let part = |segment: usize| self.part(segment, r);
-            optim::adamw(&self.pool, &scalars(r.decays), part(p), part(g), [part(m), part(v)], &[]);
+            optim::adamw(&self.pool, &scalars(r.decays), part(p), part(g), [part(m), part(v)], shadows);
         }
-        self.write_shadows();
     }
 
     /// One momentum step over each trained range.
     pub fn sgd(&mut self, scalars: impl Fn(bool) -> SgdStep) {
         let (p, g, m) = (self.layout.params, self.layout.grads, self.layout.moments[0]);
-        for r in &self.layout.flat.trained {
+        for (r, shadows) in self.layout.flat.trained.iter().zip(&self.trained_shadows) {
             let part = |segment: usize| self.part(segment, r);
-            optim::sgd(&self.pool, &scalars(r.decays), part(p), part(g), part(m), &[]);
+            optim::sgd(&self.pool, &scalars(r.decays), part(p), part(g), part(m), shadows);
         }
-        self.write_shadows();
     }
 
     fn part(&self, segment: usize, r: &memory::Range) -> crate::device::host::buffer::Buf {
@@ -373,6 +375,21 @@ impl Engine {
     pub fn owners(&self) -> Vec<(String, usize)> {
         owners(&self.layout, self.train.as_ref().map_or(&self.evaluate.plan, |p| &p.plan))
     }
+}
+
+/// Every shadow of a layout, counted from the start of the masters.
+fn shadows(layout: &ArenaLayout, arena: &Arena) -> Vec<Shadow> {
+    let shadow = |&(p, dtype, offset): &(usize, DType, usize)| Shadow {
+        first: layout.flat.offsets[p],
+        to: kernel::buf(arena, offset, layout.flat.lens[p] * dtype.bytes(), dtype),
+    };
+    layout.shadows.iter().map(shadow).collect()
+}
+
+/// Those of a range, counted from its start.
+fn within(shadows: &[Shadow], r: &memory::Range) -> Vec<Shadow> {
+    let inside = shadows.iter().filter(|s| (r.start..r.end).contains(&s.first));
+    inside.map(|s| Shadow { first: s.first - r.start, ..*s }).collect()
 }
 
 /// Runs all steps with every buffer poisoned outside of its life.
