@@ -203,7 +203,7 @@ fn gpu_files_do_not_reach_into_the_host() {
 
 #[test]
 fn no_file_of_the_compiler_or_the_runtime_names_a_model() {
-    let models = ["gpt", "swiglu", "llama", "mlp", "bert", "resnet", "mistral", "qwen"];
+    let models = ["gpt", "swiglu", "llama", "mlp", "bert", "resnet", "mistral", "qwen", "scorer", "objective"];
     let mut broken = Vec::new();
     for source in sources(&["compiler/src", "runtime/src"]) {
         for (number, line) in source.product_code() {

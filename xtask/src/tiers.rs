@@ -88,6 +88,11 @@ pub const TIERS: &[Tier] = &[
         commands: &[&["--test", "book"]],
     },
     Tier {
+        name: "outside",
+        question: "does a user's own crate, with one dependency and its own layers, work?",
+        commands: &[&["--test", "outside"]],
+    },
+    Tier {
         name: "newcomer",
         question: "does the book, followed block by block, work?",
         commands: &[&["--test", "newcomer"]],

@@ -7,6 +7,7 @@ use crate::init;
 use crate::layer::{KindSig, Layer, LayerDef};
 use kiln_compiler::interp::Array;
 use kiln_compiler::ir::{self, ArgKind, Axis, ConfigValue, Init, Sizes, Type};
+use std::collections::BTreeMap;
 use std::rc::Rc;
 
 /// Why a layer cannot be built on the host.
@@ -21,7 +22,7 @@ pub enum InitError {
         layer: String,
     },
     /// A `#[config]` argument without a default.
-    #[error("K0706: `#[config] {name}` of layer `{layer}` has no default; build the struct field by field")]
+    #[error("K0706: `#[config] {name}` of layer `{layer}` has no value: give it a default, or use `init_with`")]
     NoConfig {
         /// Argument.
         name: String,
@@ -42,8 +43,23 @@ pub enum InitError {
 
 /// Builds a layer with initial values on the host, for eager runs. The layer is the root: paths of its parameters start at it.
 pub fn init<L: Layer + Parts>(sizes: &Sizes, seed: u64) -> Result<L, InitError> {
-    let scope = Scope::new(L::DEF, &Rc::new(sizes.clone()), seed)?;
+    init_with(sizes, seed, &BTreeMap::new())
+}
+
+/// As [`init`], with values of `#[config]` arguments by `name` or `layer.name`, as a trainer takes them.
+pub fn init_with<L: Layer + Parts>(
+    sizes: &Sizes,
+    seed: u64,
+    config: &BTreeMap<String, ConfigValue>,
+) -> Result<L, InitError> {
+    let scope = Scope::new(L::DEF, &Given { sizes, config }, seed)?;
     Ok(L::build(&mut Source::host(Rc::new(scope), String::new())))
+}
+
+/// What the caller gives for the whole model.
+struct Given<'a> {
+    sizes: &'a Sizes,
+    config: &'a BTreeMap<String, ConfigValue>,
 }
 
 /// What initial values of one layer's struct come from; everything that can fail has been checked.
@@ -72,12 +88,13 @@ struct Child {
 }
 
 impl Scope {
-    fn new(def: &'static LayerDef, sizes: &Rc<Sizes>, seed: u64) -> Result<Scope, InitError> {
+    fn new(def: &'static LayerDef, given: &Given<'_>, seed: u64) -> Result<Scope, InitError> {
         let layer = || def.name.to_owned();
         let unreadable = |e: ir::text::ParseError| InitError::Ir { layer: layer(), message: e.to_string() };
         let mut header = ir::text::parse_layer(def.ir).map_err(unreadable)?;
         make_concrete(&mut header, def.sig);
-        let size = |a: Axis| sizes.get(a).ok_or_else(|| InitError::Unbound { axis: a.to_string(), layer: layer() });
+        let size =
+            |a: Axis| given.sizes.get(a).ok_or_else(|| InitError::Unbound { axis: a.to_string(), layer: layer() });
         let mut scope = Scope { seed, params: Vec::new(), configs: Vec::new(), children: Vec::new() };
         let mut child_defs = def.subs.iter();
         for arg in &header.args {
@@ -91,12 +108,13 @@ impl Scope {
                 }
                 ArgKind::Config { default, .. } => {
                     let missing = || InitError::NoConfig { name: arg.name.clone(), layer: layer() };
-                    scope.configs.push((arg.name.clone(), default.ok_or_else(missing)?));
+                    let set = given.config.get(&format!("{}.{}", def.name, arg.name)).or(given.config.get(&arg.name));
+                    scope.configs.push((arg.name.clone(), set.copied().or(*default).ok_or_else(missing)?));
                 }
                 ArgKind::Sub(sub) => {
                     let Some(child) = child_defs.next() else { continue };
                     let copies = sub.repeat.map_or(Ok(1), size)?;
-                    let child = Rc::new(Scope::new(child, sizes, seed)?);
+                    let child = Rc::new(Scope::new(child, given, seed)?);
                     scope.children.push(Child { name: arg.name.clone(), copies, scope: child });
                 }
                 ArgKind::Input(_) | ArgKind::Rope { .. } | ArgKind::Tied { .. } => {}
@@ -123,6 +141,6 @@ impl Scope {
     /// The default of a `#[config]` argument.
     pub(super) fn config<T: ConfigScalar>(&self, name: &str) -> T {
         let found = self.configs.iter().find(|(n, _)| n == name).and_then(|(_, v)| T::from_value(*v));
-        found.unwrap_or_else(|| panic!("`#[config] {name}` has a default of another kind: a bug of Kiln's macro"))
+        found.unwrap_or_else(|| panic!("`#[config] {name}` has a value of another kind"))
     }
 }

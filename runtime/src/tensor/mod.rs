@@ -23,7 +23,7 @@ mod values;
 
 pub use axes::{IntoAxes, IntoAxis};
 pub use frame::Frame;
-pub use init::{InitError, init};
+pub use init::{InitError, init, init_with};
 pub use layers::{ArgValue, Args, Parts, Returns, Source, call};
 pub use methods::{Causal, Full, IntoMask, Operand, seed, stop_gradient};
 pub(crate) use record::make_concrete;

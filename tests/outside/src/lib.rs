@@ -1,0 +1,13 @@
+//! A small classifier of vectors: a linear stem, residual blocks with layer norm and GELU, a linear head.
+#![forbid(unsafe_code)]
+#![deny(warnings, missing_docs)]
+
+mod affine;
+mod blocks;
+
+pub use affine::{affine, affine_vjp};
+pub use blocks::{Block, FeedForward, Linear, Scorer, block, feed_forward, linear, scorer};
+
+use forge::prelude::*;
+
+axes! { N: "batch", P: "features", H: "width", M: "inner width", C: "classes", E: "blocks" }
