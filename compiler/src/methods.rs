@@ -116,19 +116,19 @@ const fn element_wise(name: &'static str, lower: Lower) -> Method {
 }
 
 const fn comparison(name: &'static str) -> Method {
-    Method { gives: Gives::Mask, ..element_wise(name, |b, m, args| binary(b, m.name, args)) }
+    Method { gives: Gives::Mask, ..element_wise(name, |b, m, args| binary(b, m.name, m, args)) }
 }
 
 /// Every method, in the order of the book.
 pub static METHODS: &[Method] = &[
     method("matmul", &[Tensor], matmul),
     method("einsum", &[Tensor, Spec], einsum),
-    element_wise("add", |b, _, args| binary(b, "add", args)),
-    element_wise("sub", |b, _, args| binary(b, "sub", args)),
-    element_wise("mul", |b, _, args| binary(b, "mul", args)),
-    element_wise("div", |b, _, args| binary(b, "div", args)),
-    element_wise("maximum", |b, _, args| binary(b, "max", args)),
-    element_wise("minimum", |b, _, args| binary(b, "min", args)),
+    element_wise("add", |b, m, args| binary(b, "add", m, args)),
+    element_wise("sub", |b, m, args| binary(b, "sub", m, args)),
+    element_wise("mul", |b, m, args| binary(b, "mul", m, args)),
+    element_wise("div", |b, m, args| binary(b, "div", m, args)),
+    element_wise("maximum", |b, m, args| binary(b, "max", m, args)),
+    element_wise("minimum", |b, m, args| binary(b, "min", m, args)),
     comparison("lt"),
     comparison("le"),
     comparison("gt"),
@@ -235,8 +235,11 @@ pub fn apply(b: &mut Builder, method: &Method, args: &[Arg]) -> Result<Vec<Value
     let wanted = method.args.len();
     if given != wanted {
         let s = if wanted == 1 { "" } else { "s" };
-        let message = format!("`{}` takes {wanted} argument{s}, {given} are given", method.name);
-        return Err(TypeError::new("K0116", message));
+        let are = if given == 1 { "is" } else { "are" };
+        let error =
+            TypeError::new("K0116", format!("`{}` takes {wanted} argument{s}, {given} {are} given", method.name));
+        let kinds: Vec<&str> = method.args.iter().map(|k| k.describe()).collect();
+        return Err(if kinds.is_empty() { error } else { error.help(format!("write {}", kinds.join(", then "))) });
     }
     (method.lower)(b, method, args)
 }
@@ -351,10 +354,21 @@ fn attend(b: &mut Builder, m: &Method, args: &[Arg]) -> Result<Vec<ValueId>, Typ
     Ok(outputs)
 }
 
-fn binary(b: &mut Builder, op: &str, args: &[Arg]) -> Result<Vec<ValueId>, TypeError> {
-    let to = common_axes(b, op, args, 0)?;
+fn binary(b: &mut Builder, op: &str, m: &Method, args: &[Arg]) -> Result<Vec<ValueId>, TypeError> {
+    let to = common_axes(b, shown(m), args, 0)?;
     let (x, y) = (operand(b, &args[0], &to)?, operand(b, &args[1], &to)?);
     node(b, op, Attrs::new(), &[x, y])
+}
+
+/// As the user writes it: operators have the names of their traits' methods.
+fn shown(method: &Method) -> &'static str {
+    match method.name {
+        "add" => "+",
+        "sub" => "-",
+        "mul" => "*",
+        "div" => "/",
+        name => name,
+    }
 }
 
 fn select(b: &mut Builder, m: &Method, args: &[Arg]) -> Result<Vec<ValueId>, TypeError> {

@@ -1,6 +1,7 @@
 //! `#[checkpoint]`, `#[precision]` and `#[shard]` in their full grammar: attribute tokens in, plain annotations out.
 
 use crate::diagnostics::{Errors, closest, listed};
+use crate::spelling::text;
 use kiln_compiler::ir::{Axis, Checkpoint, Precision, Shard, Span};
 use proc_macro2::Ident;
 use quote::ToTokens;
@@ -89,13 +90,15 @@ pub fn parse_annotations(attrs: &mut Vec<Attribute>, errors: &Errors) -> LayerAn
             _ => set_once(&mut found.shard, || parse_shard(attr, errors)),
         };
         if !first {
-            let help = "keep one of the two";
-            errors.push(attr.path(), "K0405", format!("`#[{name}]` stands twice on this layer"), help);
+            errors.push(attr.path(), "K0405", format!("`#[{name}]` stands twice on this layer"), KEEP_ONE);
         }
         false
     });
     found
 }
+
+/// What to do about an annotation twice.
+pub const KEEP_ONE: &str = "keep one of the two";
 
 fn set_once<T>(slot: &mut Option<T>, parse: impl FnOnce() -> Option<T>) -> bool {
     if slot.is_some() {
@@ -191,15 +194,19 @@ pub fn parse_precision(attr: &Attribute, errors: &Errors) -> Option<PrecisionAtt
         errors.push(&first.name, "K0406", message, help);
         return None;
     }
-    let mut options = Vec::new();
+    let mut options: Vec<(String, String)> = Vec::new();
     for w in &words[1..] {
         let name = w.name.to_string();
+        if options.iter().any(|(n, _)| *n == name) {
+            errors.push(&w.name, "K0405", format!("`{name}` stands twice in this annotation"), KEEP_ONE);
+            continue;
+        }
         let Some(value) = w.value.as_ref().filter(|_| PRECISION_OPTIONS.contains(&name.as_str())) else {
             let message = format!("`{name}` is not an option of `#[precision]`");
             errors.push(&w.name, "K0407", message, "the options are `master = f32`, `grad = f32` and `reduce = f32`");
             continue;
         };
-        let ty = value.to_token_stream().to_string();
+        let ty = text(value);
         if !OPTION_TYPES.contains(&ty.as_str()) {
             let message = format!("`{name} = {ty}` is not a storage type");
             errors.push(value, "K0407", message, format!("it is one of {}", listed(OPTION_TYPES)));
@@ -233,7 +240,12 @@ pub fn parse_shard(attr: &Attribute, errors: &Errors) -> Option<ShardAttr> {
         None => None,
         Some(Expr::Path(p)) if p.path.get_ident().is_some() => p.path.get_ident().cloned(),
         Some(other) => {
-            errors.push(other, "K0409", format!("`#[shard({mesh} = ..)]` takes the name of an axis"), help);
+            errors.push(
+                other,
+                "K0409",
+                format!("`#[shard({mesh} = ..)]` takes the name of an axis, not `{}`", text(other)),
+                help,
+            );
             return None;
         }
     };
@@ -242,9 +254,11 @@ pub fn parse_shard(attr: &Attribute, errors: &Errors) -> Option<ShardAttr> {
 }
 
 /// `name` or `name = value`.
-struct AttrOption {
-    name: Ident,
-    value: Option<Expr>,
+pub struct AttrOption {
+    /// The word.
+    pub name: Ident,
+    /// What it is given.
+    pub value: Option<Expr>,
 }
 
 impl Parse for AttrOption {
@@ -255,15 +269,17 @@ impl Parse for AttrOption {
     }
 }
 
-fn option_list(attr: &Attribute, code: &'static str, help: &str, errors: &Errors) -> Option<Vec<AttrOption>> {
+/// The options in an attribute's parentheses.
+pub fn option_list(attr: &Attribute, code: &'static str, help: &str, errors: &Errors) -> Option<Vec<AttrOption>> {
     let Meta::List(list) = &attr.meta else {
-        errors.push(&attr.meta, code, format!("`#[{}]` needs its parentheses", attr.path().to_token_stream()), help);
+        errors.push(&attr.meta, code, format!("`#[{}]` needs its parentheses", text(attr.path())), help);
         return None;
     };
     match list.parse_args_with(Punctuated::<AttrOption, Token![,]>::parse_terminated) {
         Ok(words) => Some(words.into_iter().collect()),
         Err(e) => {
-            errors.push(&list.tokens, code, e.to_string(), help);
+            let tokens = if list.tokens.is_empty() { attr.meta.to_token_stream() } else { list.tokens.clone() };
+            errors.push(tokens, code, format!("`{}` cannot be read: {e}", text(&attr.meta)), help);
             None
         }
     }

@@ -120,6 +120,16 @@ pub fn single(span: Span, code: &'static str, message: impl Into<String>, help: 
     quote_spanned! { span => ::core::compile_error! { #text } }
 }
 
+/// As [`single`], under some tokens.
+pub fn single_under(
+    tokens: &TokenStream,
+    code: &'static str,
+    message: impl Into<String>,
+    help: impl Into<String>,
+) -> TokenStream {
+    Reported { tokens: tokens.clone(), diagnostic: Diagnostic::new(code, message).help(help) }.to_compile_error()
+}
+
 /// The candidate closest to `word`, if one is close enough to be a slip of the keyboard.
 pub fn closest<'a>(word: &str, candidates: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
     // One edit for three letters is a typing error; more is another word.

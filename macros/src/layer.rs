@@ -52,11 +52,11 @@ fn not_a_function(item: TokenStream) -> TokenStream {
     }
 }
 
-/// The first word of an item.
+/// The keyword of an item.
 pub fn first_token(item: &syn::Item) -> TokenStream {
     quote::ToTokens::to_token_stream(item)
         .into_iter()
-        .find(|t| !matches!(t, proc_macro2::TokenTree::Punct(_) | proc_macro2::TokenTree::Group(_)))
+        .find(|t| matches!(t, TokenTree::Ident(word) if word != "pub"))
         .into_iter()
         .collect()
 }

@@ -1,6 +1,6 @@
 //! Tokens in, the user's own spelling of them out, on one line, for messages. Never parses them.
 
-use proc_macro2::{LineColumn, Span, TokenStream, TokenTree};
+use proc_macro2::{LineColumn, TokenStream, TokenTree};
 use quote::ToTokens;
 
 /// Longer spellings are underlined, not quoted: a message is one line.
@@ -30,22 +30,23 @@ impl Spelling {
         for t in tokens {
             match t {
                 TokenTree::Group(g) => {
+                    // Syn makes groups anew, with the whole span for each delimiter.
                     let (open, close) = delimiters(&g);
-                    self.token(open, g.span_open());
+                    let (start, end) = (g.span_open().start(), g.span_close().end());
+                    self.token(open, start, LineColumn { column: start.column + 1, ..start });
                     self.stream(g.stream());
-                    self.token(close, g.span_close());
+                    self.token(close, LineColumn { column: end.column.saturating_sub(1), ..end }, end);
                 }
-                other => self.token(&other.to_string(), other.span()),
+                other => self.token(&other.to_string(), other.span().start(), other.span().end()),
             }
         }
     }
 
-    fn token(&mut self, token: &str, span: Span) {
-        // The two ends of a group without delimiters have the span of the whole group.
+    fn token(&mut self, token: &str, start: LineColumn, end: LineColumn) {
+        // A group without delimiters.
         if token.is_empty() {
             return;
         }
-        let start = span.start();
         let apart = self.end.is_some_and(|end| end != start);
         let broken_line = self.end.is_some_and(|end| end.line != start.line);
         // A chain of methods and a list of arguments go on over lines without a space, a list with a spare comma.
@@ -56,7 +57,7 @@ impl Spelling {
             _ => {}
         }
         self.text.push_str(token);
-        self.end = Some(span.end());
+        self.end = Some(end);
     }
 }
 
@@ -82,6 +83,12 @@ mod tests {
         for source in ["Tensor<B, S, { H * K }>", "x.rms_norm(n1, 1e-5)", "!causal", "-x * 2.0", "a::b(&c)[0]"] {
             assert_eq!(spelled(source), source);
         }
+    }
+
+    #[test]
+    fn groups_made_anew_keep_their_spelling() {
+        let e: syn::Expr = syn::parse_str("x.matmul(w1).silu()[f(a)]").unwrap();
+        assert_eq!(text(&e), "x.matmul(w1).silu()[f(a)]");
     }
 
     #[test]

@@ -27,6 +27,8 @@ pub struct Sig {
     pub output: KindSig,
     /// Its own parameters.
     pub params: &'static [ArgSig],
+    /// Its host values, which are no parameters.
+    pub config: &'static [&'static str],
     /// Its children: name and signature, for `child.grandchild.param`.
     pub subs: &'static [(&'static str, &'static Sig)],
 }

@@ -1,5 +1,6 @@
 //! Checks between layers, as `const fn`: what a parent assumed about a child against the child's [`Sig`]. Emitted code turns the
-//! message into a compile error at the user's tokens.
+//! message into a compile error at the user's tokens. What the types of the emitted functions say (a wrong number of arguments,
+//! ids for a tensor, an unknown field) is rustc's error and not repeated.
 
 use crate::layer::{ArgSig, KindSig, Sig};
 
@@ -96,23 +97,29 @@ impl Message {
 
 /// Argument `i` of a call of `child`, which the caller knows as `name`.
 pub const fn check_input(child: &Sig, name: &str, i: usize, found: KindSig) -> Option<Message> {
-    // A wrong number of arguments is rustc's error.
     if child.poisoned || i >= child.inputs.len() {
         return None;
     }
     let ArgSig { name: arg, kind } = child.inputs[i];
-    if fits(kind, found) {
+    if fits(kind, found) || !same_class(kind, found) {
         return None;
     }
-    let s = Message::new().text(if same_class(kind, found) { "K0501: `" } else { "K0502: `" });
-    let s = s.text(name).text(".forward` takes ").kind(kind).text(" as `").text(arg).text("`, argument ").number(i + 1);
+    let s = Message::new()
+        .text("K0501: `")
+        .text(name)
+        .text(".forward` takes ")
+        .kind(kind)
+        .text(" as `")
+        .text(arg)
+        .text("`, argument ")
+        .number(i + 1);
     let s = s.text(" of layer `").text(child.name).text("`; this is ").kind(found);
     Some(s.text("\n  help: rename, permute or reduce the argument, or change the layer's signature"))
 }
 
 /// The result of a call of `child`.
 pub const fn check_output(child: &Sig, name: &str, assumed: KindSig) -> Option<Message> {
-    if child.poisoned || fits(child.output, assumed) {
+    if child.poisoned || fits(child.output, assumed) || !same_class(child.output, assumed) {
         return None;
     }
     let s = Message::new().text("K0503: `").text(name).text(".forward` returns ").kind(child.output);
@@ -139,7 +146,7 @@ pub const fn check_param(child: &Sig, name: &str, path: &str, assumed: KindSig) 
             }
             i += 1;
         }
-        return Some(missing(child, name, path));
+        return None;
     }
     let mut i = 0;
     while i < child.params.len() {
@@ -156,13 +163,20 @@ pub const fn check_param(child: &Sig, name: &str, path: &str, assumed: KindSig) 
         }
         i += 1;
     }
-    Some(missing(child, name, path))
+    let mut i = 0;
+    while i < child.config.len() {
+        if same(child.config[i], path) {
+            return Some(not_a_parameter(child, name, path));
+        }
+        i += 1;
+    }
+    None
 }
 
-const fn missing(child: &Sig, name: &str, path: &str) -> Message {
+const fn not_a_parameter(child: &Sig, name: &str, path: &str) -> Message {
     let mut s =
-        Message::new().text("K0504: `").text(name).text("` has no parameter `").text(path).text("`; those of layer `");
-    s = s.text(child.name).text("` are ");
+        Message::new().text("K0504: `").text(path).text("` of `").text(name).text("` is a host value; the parameters");
+    s = s.text(" of layer `").text(child.name).text("` are ");
     let mut i = 0;
     while i < child.params.len() {
         if i > 0 {
@@ -174,7 +188,7 @@ const fn missing(child: &Sig, name: &str, path: &str) -> Message {
     if i == 0 {
         s = s.text("none");
     }
-    s.text("\n  help: read a parameter as `child.param` or `child.grandchild.param`")
+    s.text("\n  help: take the value as a `#[config]` argument of this layer as well")
 }
 
 /// The axis that a layer writes as `written`.
@@ -267,6 +281,7 @@ mod tests {
         inputs: &[],
         output: KindSig::Loss,
         params: &[ArgSig { name: "weight", kind: KindSig::Tensor(&["V", "D"]) }],
+        config: &["scale"],
         subs: &[],
     };
     const CHILD: Sig = Sig {
@@ -278,6 +293,7 @@ mod tests {
         ],
         output: KindSig::Tensor(&["B", "S", "D"]),
         params: &[],
+        config: &[],
         subs: &[("head", &GRANDCHILD)],
     };
 
@@ -286,33 +302,42 @@ mod tests {
     }
 
     #[test]
-    fn arguments_of_another_rank_or_kind() {
+    fn arguments_of_another_rank() {
         assert!(check_input(&CHILD, "attn", 0, KindSig::Tensor(&["B", "S", "D"])).is_none());
         assert!(check_input(&CHILD, "attn", 0, KindSig::Tensor(&["B", "S", "?0"])).is_none());
         let m = text(check_input(&CHILD, "attn", 0, KindSig::Tensor(&["B", "D"])));
         assert!(m.starts_with("K0501: `attn.forward` takes `Tensor<B, S, D>` as `x`, argument 1"), "{m}");
-        let m = text(check_input(&CHILD, "attn", 1, KindSig::Tensor(&["B", "?3"])));
-        assert!(m.starts_with("K0502") && m.contains("`Rope<S, K>`") && m.contains("`Tensor<B, _>`"), "{m}");
+        let m = text(check_input(&CHILD, "attn", 0, KindSig::Tensor(&["B", "?3"])));
+        assert!(m.starts_with("K0501") && m.contains("`Tensor<B, _>`"), "{m}");
+        let m = text(check_input(&CHILD, "attn", 1, KindSig::Rope("S", "D")));
+        assert!(m.starts_with("K0501") && m.contains("`Rope<S, K>`"), "{m}");
     }
 
     #[test]
     fn results_and_parameters() {
-        assert!(text(check_output(&CHILD, "attn", KindSig::Loss)).starts_with("K0503"));
+        assert!(text(check_output(&CHILD, "attn", KindSig::Tensor(&["B", "D"]))).starts_with("K0503"));
         assert!(check_param(&CHILD, "attn", "head.weight", KindSig::Tensor(&["V", "?0"])).is_none());
-        assert!(
-            text(check_param(&CHILD, "attn", "head.bias", KindSig::Tensor(&["V"])))
-                .contains("those of layer `head` are weight")
-        );
-        assert!(text(check_param(&CHILD, "attn", "tail.bias", KindSig::Tensor(&["V"]))).starts_with("K0504"));
+        let m = text(check_param(&CHILD, "attn", "head.scale", KindSig::Tensor(&["V"])));
+        assert!(m.starts_with("K0504") && m.contains("the parameters of layer `head` are weight"), "{m}");
         assert!(text(check_param(&CHILD, "attn", "head.weight", KindSig::Tensor(&["V"]))).starts_with("K0505"));
+    }
+
+    #[test]
+    fn what_rustc_refuses_is_not_repeated() {
+        assert!(check_input(&CHILD, "attn", 1, KindSig::Tensor(&["B", "S"])).is_none());
+        assert!(check_input(&CHILD, "attn", 2, KindSig::Tensor(&["B", "S"])).is_none());
+        assert!(check_output(&CHILD, "attn", KindSig::Loss).is_none());
+        assert!(check_param(&CHILD, "attn", "tail.bias", KindSig::Tensor(&["V"])).is_none());
+        assert!(check_param(&CHILD, "attn", "head.bias", KindSig::Tensor(&["V"])).is_none());
     }
 
     #[test]
     fn poisoned_children_fit_every_caller() {
         let poisoned = Sig { poisoned: true, ..CHILD };
-        assert!(check_input(&poisoned, "attn", 0, KindSig::Loss).is_none());
-        assert!(check_output(&poisoned, "attn", KindSig::Loss).is_none());
-        assert!(check_param(&poisoned, "attn", "any", KindSig::Loss).is_none());
+        assert!(check_input(&poisoned, "attn", 0, KindSig::Tensor(&["V"])).is_none());
+        assert!(check_output(&poisoned, "attn", KindSig::Tensor(&["V"])).is_none());
+        let head = Sig { poisoned: true, ..GRANDCHILD };
+        assert!(check_param(&head, "head", "weight", KindSig::Tensor(&["D"])).is_none());
     }
 
     #[test]

@@ -55,7 +55,7 @@ pub enum VerifyError {
         /// Operation.
         op: &'static str,
         /// The rule's words.
-        error: TypeError,
+        error: Box<TypeError>,
     },
     /// The recorded type is not the inferred one.
     #[error("node {node} (`{op}`): result {result} is recorded as {recorded}, the rule says {inferred}")]
@@ -111,7 +111,8 @@ fn check(func: &Func) -> Result<(), VerifyError> {
             return Err(VerifyError::Undefined { node: i, op, value: v.0 });
         }
         let types: Vec<_> = n.inputs.iter().map(|&v| func.ty(v)).collect();
-        let inferred = (n.op.infer)(&n.attrs, &types).map_err(|error| VerifyError::Type { node: i, op, error })?;
+        let inferred =
+            (n.op.infer)(&n.attrs, &types).map_err(|e| VerifyError::Type { node: i, op, error: Box::new(e) })?;
         let recorded: Vec<_> = n.outputs.iter().map(|&v| func.ty(v).clone()).collect();
         if inferred.len() != recorded.len() {
             let (recorded, inferred) = (format!("{} results", recorded.len()), format!("{} results", inferred.len()));

@@ -181,11 +181,26 @@ pub enum Scalar {
     Select,
 }
 
+/// An argument of the user's that is no operand: an operation knows it as an attribute.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Argument {
+    /// The name of this axis; the last one if it is named twice.
+    Axis(Axis),
+    /// The list of axes.
+    Axes,
+    /// The number.
+    Number,
+    /// The labels of an einsum.
+    Spec,
+}
+
 /// Type error of an operation: which operand is at fault, and what to say.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TypeError {
     /// Index of the operand to underline (0 is the receiver); `None` for the operation itself.
     pub operand: Option<usize>,
+    /// What to underline instead, where the user's method has such an argument.
+    pub argument: Option<Argument>,
     /// Code such as `K0101`.
     pub code: &'static str,
     /// Message in which `` `{0}` ``, `` `{1}` ``, .. stand for the operands; [`TypeError::named`] puts in the user's names.
@@ -197,12 +212,18 @@ pub struct TypeError {
 impl TypeError {
     /// An error about the operation as a whole.
     pub fn new(code: &'static str, message: impl Into<String>) -> Self {
-        TypeError { operand: None, code, message: message.into(), help: None }
+        TypeError { operand: None, argument: None, code, message: message.into(), help: None }
     }
 
     /// An error about operand `i`.
     pub fn at(i: usize, code: &'static str, message: impl Into<String>) -> Self {
-        TypeError { operand: Some(i), code, message: message.into(), help: None }
+        TypeError { operand: Some(i), argument: None, code, message: message.into(), help: None }
+    }
+
+    /// Says that an argument is at fault that is no operand.
+    pub fn argument(mut self, argument: Argument) -> Self {
+        self.argument = Some(argument);
+        self
     }
 
     /// Adds a suggested edit.

@@ -1,6 +1,6 @@
 //! Checks that type rules share; each gives the error of one rule of the language.
 
-use super::TypeError;
+use super::{Argument, TypeError};
 use crate::ir::{Attr, Attrs, Axis, DType, Node, Sizes, Type};
 
 type Check<T = ()> = Result<T, TypeError>;
@@ -56,7 +56,7 @@ pub(super) fn has(op: &str, i: usize, ty: &Type, axis: Axis) -> Check<usize> {
             0 => format!("`{op}` needs axis `{axis}`, but `{{{i}}}` is a scalar"),
             _ => format!("`{op}` needs axis `{axis}`; the axes of `{{{i}}}` are {}", list(&ty.shape)),
         };
-        TypeError::at(i, "K0103", message)
+        TypeError::at(i, "K0103", message).argument(Argument::Axis(axis))
     })
 }
 
@@ -65,6 +65,7 @@ pub(super) fn distinct(op: &str, shape: &[Axis]) -> Check {
     match shape.iter().enumerate().find(|(i, a)| shape[..*i].contains(a)) {
         None => Ok(()),
         Some((_, a)) => Err(TypeError::new("K0104", format!("`{op}` would give {}, with `{a}` twice", list(shape)))
+            .argument(Argument::Axis(*a))
             .help(format!("rename one of the two, such as `.rename({a}, ..)`"))),
     }
 }
@@ -73,7 +74,10 @@ pub(super) fn distinct(op: &str, shape: &[Axis]) -> Check {
 pub(super) fn no_repeats(op: &str, axes: &[Axis]) -> Check {
     match axes.iter().enumerate().find(|(i, a)| axes[..*i].contains(a)) {
         None => Ok(()),
-        Some((_, a)) => Err(TypeError::new("K0104", format!("`{op}` names `{a}` twice: {}", list(axes)))),
+        Some((_, a)) => {
+            Err(TypeError::new("K0104", format!("`{op}` names `{a}` twice: {}", list(axes)))
+                .argument(Argument::Axis(*a)))
+        }
     }
 }
 
@@ -170,7 +174,9 @@ pub(super) fn number(op: &str, attrs: &Attrs, name: &str, fits: fn(f64) -> bool,
     };
     match fits(x) {
         true => Ok(()),
-        false => Err(TypeError::new("K0118", format!("`{op}`: `{name}` must be {range}, is {x}"))),
+        false => {
+            Err(TypeError::new("K0118", format!("`{op}`: `{name}` must be {range}, is {x}")).argument(Argument::Number))
+        }
     }
 }
 

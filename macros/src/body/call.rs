@@ -1,8 +1,10 @@
 //! `child.forward(..)`: operands in, a pending value out, and one assumption per argument for the cross-layer check.
 
 use super::value::{Assumed, Assumption, Expected, Source, Val};
-use super::{Lowering, Ref, text};
+use super::{Lowering, Ref};
 use crate::annotations::position;
+use crate::spelling::{describe, text};
+use kiln_compiler::ir::DType;
 use quote::ToTokens;
 use syn::{Expr, ExprMethodCall};
 
@@ -51,6 +53,13 @@ impl Lowering<'_> {
             let tokens = a.to_token_stream();
             let val = self.expr(a, None);
             let (operand, what) = match self.known(&val) {
+                Val::Tensor(r) if self.ty(r).dtype == DType::Bool => {
+                    let message = format!("`{}` is a mask; a child takes tensors, ids and `Rope`", describe(a));
+                    let help = "compare inside the child, or pass numbers: `mask.select(1.0, 0.0)`";
+                    self.errors.push(a, "K0329", message, help);
+                    ok = false;
+                    continue;
+                }
                 Val::Tensor(r) => (r, Assumed::Input(i, self.ty(r).clone())),
                 Val::Rope { base, axes } => (base, Assumed::Rope(i, axes)),
                 Val::Pending(p) => {
@@ -63,7 +72,8 @@ impl Lowering<'_> {
                     continue;
                 }
                 other => {
-                    let message = format!("`{}` is {}; a child takes tensors, ids and `Rope`", text(a), other.kind());
+                    let message =
+                        format!("`{}` is {}; a child takes tensors, ids and `Rope`", describe(a), other.kind());
                     let help = "a `#[config]` value is set when the model is built, not passed to `forward`";
                     self.errors.push_instead_of_rustc(a, "K0329", message, help);
                     ok = false;

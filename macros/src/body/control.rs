@@ -1,9 +1,10 @@
 //! Loops over a `Repeat`, and host choices on `#[config]` flags.
 
 use super::value::{Expected, Ref, Val};
-use super::{Frame, Lowering, text};
+use super::{Frame, Lowering, written};
 use crate::annotations::position;
 use crate::signature::axis_of;
+use crate::spelling::describe;
 use kiln_compiler::ir::{Attr, Attrs, Axis, Builder, DType, Func, Type, ValueId};
 use kiln_compiler::ops;
 use proc_macro2::TokenStream;
@@ -12,6 +13,8 @@ use std::collections::HashMap;
 use syn::spanned::Spanned;
 use syn::visit::{self, Visit};
 use syn::{Arm, Block, Expr, ExprAssign, ExprBinary, ExprForLoop, ExprIf, ExprLit, ExprMatch, Lit, Pat, Stmt};
+
+const CARRY_ONE: &str = "assign one `let mut` variable from outside the loop: `x = block.forward(x);`";
 
 /// One branch of a host choice.
 struct Branch {
@@ -38,28 +41,26 @@ impl Lowering<'_> {
                 [] => "this loop carries no tensor: no variable from outside is assigned".to_owned(),
                 more => format!("this loop carries {} tensors ({}); it can carry one", more.len(), more.join(", ")),
             };
-            let help = "assign one `let mut` variable from outside the loop: `x = block.forward(x);`";
-            self.errors.push(f.for_token, "K0309", message, help);
-            return;
+            self.errors.push(f.for_token, "K0309", message, CARRY_ONE);
+            return self.round_for_its_mistakes(sub, f, &assigned);
         };
-        let Some(carried) = self.lookup(name).cloned() else { return };
-        let carried = match self.known(&carried) {
+        let carried = match self.lookup(name).cloned().map_or(Val::Wrong, |v| self.known(&v)) {
             Val::Tensor(r) => r,
-            Val::Pending(i) => return self.report_pending(i),
-            Val::Wrong => return,
+            Val::Pending(i) => {
+                self.report_pending(i);
+                return self.round_for_its_mistakes(sub, f, &assigned);
+            }
+            Val::Wrong => return self.round_for_its_mistakes(sub, f, &assigned),
             other => {
-                self.not_a_tensor(&other, &f.body);
-                return;
+                let message = format!("this loop carries `{name}`, which is {}; it can carry one tensor", other.kind());
+                self.errors.push(f.for_token, "K0309", message, CARRY_ONE);
+                return self.round_for_its_mistakes(sub, f, &assigned);
             }
         };
         let ty = self.ty(carried).clone();
         let mut builder = Builder::default();
         let inner = builder.func.add_input(ty.clone(), name);
-        self.frames.push(Frame { builder, captures: Vec::new() });
-        self.scopes.push(HashMap::new());
-        if let Pat::Ident(p) = &*f.pat {
-            self.bind(&p.ident.to_string(), Val::Sub(sub));
-        }
+        self.enter_round(sub, f, builder);
         let inner = self.here(inner);
         self.assign(name, Val::Tensor(inner));
         self.statements(&f.body.stmts, None);
@@ -68,7 +69,8 @@ impl Lowering<'_> {
         let fits = self.carried_result(&last, &ty, name, &f.body);
         let Some(output) = fits.map(|r| self.local(r)) else {
             self.frames.pop();
-            self.assign(name, Val::Wrong);
+            // A loop that was right would give what it took.
+            self.assign(name, Val::Tensor(carried));
             return;
         };
         let Some(Frame { builder, captures }) = self.frames.pop() else { return };
@@ -84,6 +86,29 @@ impl Lowering<'_> {
         self.assign(name, val);
     }
 
+    fn enter_round(&mut self, sub: usize, f: &ExprForLoop, builder: Builder) {
+        self.frames.push(Frame { builder, captures: Vec::new() });
+        self.scopes.push(HashMap::new());
+        if let Pat::Ident(p) = &*f.pat {
+            self.bind(&p.ident.to_string(), Val::Sub(sub));
+        }
+    }
+
+    /// Lowers the body of a loop that is wrong as a whole for the mistakes in it.
+    fn round_for_its_mistakes(&mut self, sub: usize, f: &ExprForLoop, assigned: &[String]) {
+        let before: Vec<Val> = assigned.iter().filter_map(|n| self.lookup(n).cloned()).collect();
+        self.enter_round(sub, f, Builder::default());
+        for name in assigned {
+            self.assign(name, Val::Wrong);
+        }
+        self.statements(&f.body.stmts, None);
+        self.scopes.pop();
+        self.frames.pop();
+        for (name, val) in assigned.iter().zip(before) {
+            self.assign(name, val);
+        }
+    }
+
     fn carried_result(&mut self, last: &Val, ty: &Type, name: &str, body: &Block) -> Option<Ref> {
         let last = match self.known(last) {
             Val::Pending(i) => self.resolve(i, &Expected::Tensor(ty.clone())),
@@ -93,9 +118,11 @@ impl Lowering<'_> {
         if self.fit_tensor(r, ty) {
             return Some(r);
         }
-        let message = format!("`{name}` is {ty} at the loop's entry and {} at its end", self.ty(r));
+        let (entry, end) = (written(ty), written(self.ty(r)));
+        let message = format!("`{name}` is {entry} at the loop's entry and {end} at its end");
         let help = "what a loop over copies carries keeps its axes: every copy takes what the one before gave";
-        self.errors.push(last_assignment(body, name), "K0306", message, help);
+        let at = last_assignment(body, name).unwrap_or_else(|| body.to_token_stream());
+        self.errors.push(at, "K0306", message, help);
         None
     }
 
@@ -131,9 +158,9 @@ impl Lowering<'_> {
             Val::Flag(name, negated) => Some((name, negated)),
             Val::Wrong => None,
             _ => {
-                let message = format!("`{}` is not a `#[config]` flag", text(e));
+                let message = format!("`{}` is not a `#[config]` flag", describe(e));
                 let help = "a choice on the host needs an argument `#[config] flag: bool`; a choice by element is `mask.select(a, b)`";
-                self.errors.push(e, "K0310", message, help);
+                self.errors.push_instead_of_rustc(e, "K0310", message, help);
                 None
             }
         }
@@ -162,10 +189,21 @@ impl Lowering<'_> {
             }
             return Val::Wrong;
         };
-        if first_types != second_types {
-            let show = |types: &[Type]| types.iter().map(Type::to_string).collect::<Vec<_>>().join(", ");
-            let message = format!("the branches give {} and {}", show(&first_types), show(&second_types));
-            self.errors.push(no, "K0311", message, "both branches of a host choice give the same axes");
+        let fits = first_types.len() == second_types.len();
+        let differs = first_types.iter().zip(&second_types).position(|(a, b)| a != b);
+        if !fits || differs.is_some() {
+            match differs.filter(|_| fits) {
+                // The values of the branches come first, then the variables that they assign.
+                Some(i) => {
+                    let name = (i + assigned.len()).checked_sub(first_types.len()).map(|i| assigned[i].as_str());
+                    self.report_branches([yes, no], name, [&first_types[i], &second_types[i]]);
+                }
+                // A tensor here and nothing, a loss or a tuple there.
+                None => self.rustc_refuses = true,
+            }
+            for name in &assigned {
+                self.assign(name, Val::Wrong);
+            }
             return Val::Wrong;
         }
         let outs = self.select_host(flag, a, b, &first_types, at);
@@ -175,6 +213,25 @@ impl Lowering<'_> {
             self.assign(name, Val::Tensor(*r));
         }
         rebuild(&value, &outs[..n_values])
+    }
+
+    /// The two branches differ: in the value of `name`, or in their own.
+    fn report_branches(&self, branches: [&Expr; 2], name: Option<&str>, types: [&Type; 2]) {
+        let [yes, no] = types.map(written);
+        let (message, at) = match name {
+            // Where the second branch leaves the variable alone, the first one changes it.
+            Some(name) => (
+                format!("`{name}` is {yes} after one branch and {no} after the other"),
+                last_assigned(branches[1], name).or_else(|| last_assigned(branches[0], name)),
+            ),
+            None => (format!("the branches give {yes} and {no}"), None),
+        };
+        let at = at.unwrap_or_else(|| result_of(branches[1]));
+        let help = "both branches of a host choice give the same axes";
+        match (types[0].dtype == DType::I32) == (types[1].dtype == DType::I32) {
+            true => self.errors.push(at, "K0311", message, help),
+            false => self.errors.push_instead_of_rustc(at, "K0311", message, help),
+        }
     }
 
     /// Lowers one branch as a function of what it captures: its value's tensors, then the assigned variables.
@@ -196,7 +253,7 @@ impl Lowering<'_> {
             (other, _) => other,
         };
         let mut refs = Vec::new();
-        let mut ok = self.tensors_of(&value, &e.to_token_stream(), &mut refs);
+        let mut ok = self.tensors_of(&value, &result_of(e), &mut refs);
         for name in assigned {
             let val = self.lookup(name).cloned().unwrap_or(Val::Wrong);
             ok &= self.tensors_of(&val, &e.to_token_stream(), &mut refs);
@@ -313,15 +370,36 @@ fn arm_covers(arm: &Arm, flag: bool) -> bool {
     }
 }
 
-/// The statement that assigned a variable last.
-fn last_assignment(body: &Block, name: &str) -> TokenStream {
-    let assigned = body.stmts.iter().rev().find_map(|s| match s {
-        Stmt::Expr(Expr::Assign(a), _) if super::expr::plain_name(&a.left).as_deref() == Some(name) => {
-            Some(a.right.to_token_stream())
-        }
+/// What a variable was assigned last.
+fn last_assigned(branch: &Expr, name: &str) -> Option<TokenStream> {
+    match branch {
+        Expr::Block(b) => last_assignment(&b.block, name),
+        Expr::Assign(a) if super::expr::plain_name(&a.left).as_deref() == Some(name) => Some(a.right.to_token_stream()),
         _ => None,
-    });
-    assigned.unwrap_or_else(|| body.to_token_stream())
+    }
+}
+
+fn last_assignment(body: &Block, name: &str) -> Option<TokenStream> {
+    body.stmts.iter().rev().find_map(|s| match s {
+        Stmt::Expr(e @ Expr::Assign(_), _) => last_assigned(e, name),
+        _ => None,
+    })
+}
+
+/// The tokens that give an expression its value: the last one of a block, that of the first branch of a choice.
+pub(super) fn result_of(e: &Expr) -> TokenStream {
+    match e {
+        Expr::Block(b) => match b.block.stmts.last() {
+            Some(Stmt::Expr(last, None)) => result_of(last),
+            _ => e.to_token_stream(),
+        },
+        Expr::If(i) => match i.then_branch.stmts.last() {
+            Some(Stmt::Expr(last, None)) => result_of(last),
+            _ => i.if_token.to_token_stream(),
+        },
+        Expr::Match(m) => m.arms.first().map_or_else(|| m.match_token.to_token_stream(), |a| result_of(&a.body)),
+        other => other.to_token_stream(),
+    }
 }
 
 #[derive(Default)]

@@ -1,9 +1,10 @@
 //! One expression: tokens in, a value out. Anything outside the grammar is an error that names the ways out.
 
 use super::value::{Expected, Marker, Number, Source, Val};
-use super::{Lowering, is_unit, text};
+use super::{Foreign, Lowering, first_word, is_unit};
 use crate::annotations::position;
 use crate::signature::literal_number;
+use crate::spelling::{describe, text};
 use proc_macro2::TokenStream;
 use quote::ToTokens;
 use syn::{BinOp, Expr, ExprCall, ExprField, ExprLit, ExprPath, Lit, Member, UnOp};
@@ -63,6 +64,11 @@ impl Lowering<'_> {
                 self.expr_statement(e);
                 Val::Unit
             }
+            // What holds a block is shown by its first word, not by its lines.
+            Expr::While(_) | Expr::Loop(_) | Expr::Unsafe(_) | Expr::Async(_) | Expr::Const(_) | Expr::Block(_) => {
+                self.outside(&first_word(e))
+            }
+            Expr::Macro(m) => self.outside(&m.mac.path),
             other => self.outside(other),
         }
     }
@@ -127,7 +133,8 @@ impl Lowering<'_> {
             "Full" => Val::Marker(Marker::Full),
             _ => {
                 // Either rustc knows no such name, and says so, or it is an item that the macro cannot read.
-                self.foreign.push(ident.clone());
+                let variables = self.scopes.iter().flat_map(|s| s.keys().cloned()).collect();
+                self.foreign.push(Foreign { name: ident.clone(), variables });
                 Val::Wrong
             }
         }
@@ -186,16 +193,16 @@ impl Lowering<'_> {
             }
         };
         let sub = match self.expr(root, None) {
+            Val::Sub(sub) if self.is_copy(sub) => {
+                let message = format!("`{}` would be another parameter in every round of the loop", describe(whole));
+                self.errors.push(whole, "K0318", message, OF_COPIES);
+                return Val::Wrong;
+            }
             Val::Sub(sub) => sub,
             Val::Wrong => return Val::Wrong,
             Val::Copies(_) => {
                 let message = format!("`{}` stands for several layers; none of their parameters is meant", text(root));
-                self.errors.push_instead_of_rustc(
-                    root,
-                    "K0318",
-                    message,
-                    "go through them with `for block in blocks { .. }`",
-                );
+                self.errors.push_instead_of_rustc(root, "K0318", message, OF_COPIES);
                 return Val::Wrong;
             }
             _ => return self.outside(whole),
@@ -211,7 +218,7 @@ impl Lowering<'_> {
 
     /// Reports that a tensor was needed.
     pub(super) fn not_a_tensor(&mut self, val: &Val, tokens: &impl ToTokens) -> Val {
-        let message = format!("`{}` is {}, where a tensor is needed", text(tokens), val.kind());
+        let message = format!("`{}` is {}, where a tensor is needed", describe(tokens), val.kind());
         let help = match val {
             Val::Sub(_) => "call it: `.forward(..)`",
             Val::Copies(_) => "go through them with `for block in blocks { .. }`",
@@ -223,6 +230,8 @@ impl Lowering<'_> {
         Val::Wrong
     }
 }
+
+const OF_COPIES: &str = "use the parameter in the copied layer's own body";
 
 /// A name without a path.
 pub(super) fn plain_name(e: &Expr) -> Option<String> {

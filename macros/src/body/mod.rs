@@ -17,10 +17,11 @@ use value::{Number, Ref, Val};
 
 use crate::diagnostics::Errors;
 use crate::signature::{Kind, OutputDecl, Signature, TensorType, Written, axis_of, parse_type};
+use crate::spelling::describe;
 use kiln_compiler::ir::{Axis, Builder, DType, Func, Type, ValueId};
-use proc_macro2::{Ident, TokenStream};
+use proc_macro2::{Ident, TokenStream, TokenTree};
 use quote::ToTokens;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use syn::{Block, Expr, Local, Pat, Stmt};
 use value::Pending;
 
@@ -34,7 +35,7 @@ pub struct Body {
     /// What it assumes about its children.
     pub assumptions: Vec<Assumption>,
     /// Names that only rustc can judge: the layer has no IR if they exist after all.
-    pub foreign: Vec<Ident>,
+    pub foreign: Vec<Foreign>,
     /// Calls of functions that may be operations of the user's own.
     pub op_calls: Vec<OpCall>,
     /// Which of them a gradient must pass, by position.
@@ -53,6 +54,14 @@ impl Body {
         let untyped = |c: &OpCall| !matches!(c.demand, Demand::Result(_));
         !self.foreign.is_empty() || self.rustc_refuses || self.op_calls.iter().any(untyped)
     }
+}
+
+/// A name that is no variable of the body.
+pub struct Foreign {
+    /// The name.
+    pub name: Ident,
+    /// The variables in scope, one of which may be meant.
+    pub variables: BTreeSet<String>,
 }
 
 /// A function under construction.
@@ -77,7 +86,7 @@ pub struct Lowering<'a> {
     assumptions: Vec<Assumption>,
     wildcards: usize,
     sites: i64,
-    foreign: Vec<Ident>,
+    foreign: Vec<Foreign>,
     op_calls: Vec<OpCall>,
     axes: Vec<Ident>,
     bindings: Vec<String>,
@@ -161,7 +170,7 @@ impl Lowering<'_> {
         let val = self.statements(&block.stmts, expected.as_ref());
         let Some(expected) = expected else { return };
         let tokens = match block.stmts.last() {
-            Some(Stmt::Expr(e, None)) => e.to_token_stream(),
+            Some(Stmt::Expr(e, None)) => control::result_of(e),
             _ => self.signature.item.sig.output.to_token_stream(),
         };
         let Some(outputs) = self.fit(val, &expected, &tokens, "K0308", "the layer returns") else { return };
@@ -180,10 +189,10 @@ impl Lowering<'_> {
                     self.expr_statement(e);
                 }
                 Stmt::Item(item) => {
-                    self.outside(item);
+                    self.outside(&first_word(item));
                 }
                 Stmt::Macro(m) => {
-                    self.outside(&m.mac);
+                    self.outside(&m.mac.path);
                 }
             }
         }
@@ -322,7 +331,7 @@ impl Lowering<'_> {
     fn outside(&self, tokens: &impl ToTokens) -> Val {
         let help =
             "`#[layer(trace)]` takes any Rust and records the body at start-up; `#[op]` wraps a kernel of your own";
-        let message = format!("`{}` is outside the grammar of a layer's body", text(tokens));
+        let message = format!("`{}` is outside the grammar of a layer's body", describe(tokens));
         self.errors.push(tokens, "K0301", message, help);
         Val::Wrong
     }
@@ -388,7 +397,7 @@ impl Lowering<'_> {
             }
             (Val::Tensor(r), Expected::Tensor(t)) => match self.fit_tensor(*r, t) {
                 true => return Some(vec![*r]),
-                false => self.ty(*r).to_string(),
+                false => written(self.ty(*r)),
             },
             (Val::Loss { sum, count }, Expected::Loss) => return Some(vec![*sum, *count]),
             (Val::Tuple(parts), Expected::Tuple(types)) if parts.len() == types.len() => {
@@ -401,8 +410,8 @@ impl Lowering<'_> {
             (other, _) => other.kind().to_owned(),
         };
         let wanted = match expected {
-            Expected::Tensor(t) => t.to_string(),
-            Expected::Tuple(ts) => format!("({})", ts.iter().map(Type::to_string).collect::<Vec<_>>().join(", ")),
+            Expected::Tensor(t) => written(t),
+            Expected::Tuple(ts) => format!("({})", ts.iter().map(written).collect::<Vec<_>>().join(", ")),
             Expected::Loss => "a loss".to_owned(),
         };
         let help = "permute, rename or reduce the value, or change the type";
@@ -433,31 +442,23 @@ fn refs_to_val(expected: &Expected, refs: &[Ref]) -> Val {
     }
 }
 
-/// The user's spelling of some tokens, on one line.
-pub fn text(tokens: &impl ToTokens) -> String {
-    let mut s = tokens.to_token_stream().to_string();
-    for (from, to) in [
-        (" . ", "."),
-        (" (", "("),
-        ("( ", "("),
-        (" )", ")"),
-        (" ,", ","),
-        (" ;", ";"),
-        (" !", "!"),
-        ("& ", "&"),
-        (" :: ", "::"),
-    ] {
-        s = s.replace(from, to);
+/// A type as the user writes it.
+fn written(ty: &Type) -> String {
+    let axes: Vec<&str> = ty.shape.iter().map(|a| if a.is_wildcard() { "_" } else { a.name() }).collect();
+    match (ty.dtype, axes.join(", ")) {
+        (DType::I32, axes) => format!("`Ids<{axes}>`"),
+        (DType::Bool, axes) => format!("a mask over [{axes}]"),
+        (_, axes) if axes.is_empty() => "a scalar".to_owned(),
+        (_, axes) => format!("`Tensor<{axes}>`"),
     }
-    s
 }
 
-/// A name for an operand in a message: its spelling, or what it is where that is long.
-fn describe(tokens: &TokenStream) -> String {
-    // A message is one line: longer expressions are underlined, not quoted.
-    const LONGEST: usize = 40;
-    let s = text(tokens);
-    if s.chars().count() <= LONGEST { s } else { "this value".to_owned() }
+/// The first word of an item or of an expression in several parts: `fn`, `while`.
+fn first_word(tokens: &impl ToTokens) -> Option<Ident> {
+    tokens.to_token_stream().into_iter().find_map(|t| match t {
+        TokenTree::Ident(word) => Some(word),
+        TokenTree::Group(_) | TokenTree::Punct(_) | TokenTree::Literal(_) => None,
+    })
 }
 
 /// Whether an expression is one that rustc checks alone.

@@ -122,6 +122,11 @@ impl Lowering<'_> {
         self.signature.subs().nth(sub).map_or_else(String::new, |(arg, _)| arg.name.to_string())
     }
 
+    /// Whether a child is one copy of a `Repeat`.
+    pub(super) fn is_copy(&self, sub: usize) -> bool {
+        self.signature.subs().nth(sub).is_some_and(|(_, s)| s.repeat.is_some())
+    }
+
     /// Gives names to unknown axes so that two shapes agree, where they can.
     pub(super) fn unify(&mut self, a: &[Axis], b: &[Axis]) {
         if a.len() != b.len() {

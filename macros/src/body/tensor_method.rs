@@ -1,12 +1,15 @@
 //! A tensor's method: the user's arguments in, checked nodes out. Names, arity and lowering are the compiler's own table.
 
+use super::Lowering;
+use super::typing::keeps_type;
 use super::value::{Expected, Marker, Ref, Val};
-use super::{Lowering, describe, text};
 use crate::annotations::position;
 use crate::diagnostics::closest;
 use crate::signature::axis_of;
-use kiln_compiler::ir::{Attr, Axis};
+use crate::spelling::{describe, text};
+use kiln_compiler::ir::{Attr, Attrs, Axis};
 use kiln_compiler::methods::{self, Arg, Gives, Kind, Mask, Method};
+use kiln_compiler::ops::{Argument, TypeError};
 use proc_macro2::{Ident, TokenStream, TokenTree};
 use quote::ToTokens;
 use syn::spanned::Spanned;
@@ -42,14 +45,15 @@ impl Lowering<'_> {
     pub(super) fn tensor_method(&mut self, receiver: Val, m: &ExprMethodCall, expected: Option<&Expected>) -> Val {
         let name = m.method.to_string();
         let Some(method) = methods::find(&name) else {
-            if !matches!(receiver, Val::Wrong) {
-                self.report_unknown_method(&m.method);
-            }
+            let meant = match receiver {
+                Val::Wrong => None,
+                _ => self.report_unknown_method(&m.method),
+            };
             if let Val::Pending(i) = receiver {
                 self.pending[i].reported = true;
             }
             self.arguments_of(m);
-            return Val::Wrong;
+            return meant.map_or(Val::Wrong, |method| self.recovered(method, &receiver));
         };
         let mut operands = vec![Operand::new(receiver, &m.receiver)];
         for (i, e) in m.args.iter().enumerate() {
@@ -60,10 +64,12 @@ impl Lowering<'_> {
         self.apply_method(method, operands, &m.method, &m.method.to_token_stream(), expected)
     }
 
-    fn report_unknown_method(&mut self, name: &Ident) {
+    /// Reports the name, and gives the method that was most likely meant.
+    fn report_unknown_method(&mut self, name: &Ident) -> Option<&'static Method> {
         let message = format!("`{name}` is not a method of tensors in a layer's body");
         let word = name.to_string();
-        let help = match closest(&word, methods::METHODS.iter().map(|m| m.name)) {
+        let near = closest(&word, methods::METHODS.iter().map(|m| m.name));
+        let help = match near {
             _ if word == "clone" => "a tensor is an index and `Copy`: leave `.clone()` out".to_owned(),
             _ if word == "transpose" || word == "t" => "`.permute((B, D, S))` names the order of the axes".to_owned(),
             _ if word == "reshape" || word == "view" => {
@@ -76,6 +82,37 @@ impl Lowering<'_> {
             }
         };
         self.errors.push_instead_of_rustc(name, "K0302", message, help);
+        // A clone has its receiver's type, as the value without a gradient has.
+        methods::find(if word == "clone" { "stop_gradient" } else { near? })
+    }
+
+    /// After a mistake in its arguments: a value of the receiver's type where that is the method's type for certain, so that
+    /// mistakes further down are found in the same run.
+    fn recovered(&mut self, method: &Method, receiver: &Val) -> Val {
+        match self.known(receiver) {
+            Val::Tensor(r) if keeps_type(method) && self.ty(r).dtype.is_float() => self.like(r),
+            _ => Val::Wrong,
+        }
+    }
+
+    /// A value of the same type.
+    fn like(&mut self, r: Ref) -> Val {
+        let x = self.local(r);
+        let y = self.builder().op("stop_gradient", Attrs::new(), &[x]);
+        Val::Tensor(self.here(y))
+    }
+
+    /// A narrower operand that does not line up leaves the type of the widest.
+    fn widest(&mut self, method: &Method, operands: &[Operand]) -> Option<Val> {
+        let refs = operands.iter().filter_map(|o| match self.known(&o.val) {
+            Val::Tensor(r) => Some(r),
+            _ => None,
+        });
+        let mut refs: Vec<Ref> = refs.collect();
+        refs.sort_by_key(|r| std::cmp::Reverse(self.ty(*r).rank()));
+        let [first, second, ..] = refs[..] else { return None };
+        let certain = method.gives == Gives::Tensor && self.ty(first).rank() > self.ty(second).rank();
+        (certain && self.ty(first).dtype.is_float()).then(|| self.like(first))
     }
 
     /// Reads one argument as the kind that the method wants.
@@ -96,6 +133,9 @@ impl Lowering<'_> {
                 },
                 _ => return self.wrong_argument(method, kind, e),
             },
+            _ if matches!(e, Expr::Lit(ExprLit { lit: Lit::Bool(_) | Lit::Str(_), .. })) => {
+                return self.wrong_argument(method, kind, e);
+            }
             Kind::Number => {
                 let val = self.expr(e, None);
                 return match val {
@@ -132,7 +172,7 @@ impl Lowering<'_> {
             Kind::Rope => "`Rope::new(10_000.0)`, or an argument `rope: Rope<S, K>`",
             Kind::Tensor | Kind::Operand | Kind::Ids => "pass a tensor",
         };
-        let message = format!("`{}` needs {} here, not `{}`", method.name, kind.describe(), text(e));
+        let message = format!("`{}` needs {} here, not `{}`", method.name, kind.describe(), describe(e));
         self.errors.push_instead_of_rustc(e, "K0120", message, help);
         Operand::new(Val::Wrong, e)
     }
@@ -178,7 +218,7 @@ impl Lowering<'_> {
                     self.pending[i].reported = true;
                 }
             }
-            return Val::Wrong;
+            return self.recovered(method, &operands[0].val);
         }
         if operands.len() == method.args.len() + 1 {
             self.type_operands(method, &operands, expected);
@@ -192,7 +232,7 @@ impl Lowering<'_> {
             self.sites += 1;
         }
         if method.name == "rope" && !self.check_rope(&operands) {
-            return Val::Wrong;
+            return self.recovered(method, &operands[0].val);
         }
         let span = position(at);
         let builder = self.builder();
@@ -204,33 +244,31 @@ impl Lowering<'_> {
             Ok(&[v, ..]) => Val::Tensor(self.here(v)),
             Ok([]) => Val::Wrong,
             Err(error) => {
+                let code = error.code;
                 self.report_type_error(error.clone(), &operands, tokens);
-                Val::Wrong
+                match code {
+                    "K0102" => self.widest(method, &operands).unwrap_or(Val::Wrong),
+                    _ => self.recovered(method, &operands[0].val),
+                }
             }
         }
     }
 
-    fn report_type_error(
-        &mut self,
-        mut error: kiln_compiler::ops::TypeError,
-        operands: &[Operand],
-        tokens: &TokenStream,
-    ) {
+    fn report_type_error(&mut self, mut error: TypeError, operands: &[Operand], tokens: &TokenStream) {
         for (i, o) in operands.iter().enumerate() {
             let name = describe(&o.tokens);
             error.message = error.message.replace(&format!("{{{i}}}"), &name);
             error.help = error.help.map(|h| h.replace(&format!("{{{i}}}"), &name));
         }
-        let is_method = matches!(tokens.clone().into_iter().collect::<Vec<_>>().as_slice(), [TokenTree::Ident(_)]);
-        let at = match error.operand {
-            // A receiver may be a long chain: the method's name is the smaller thing to change.
-            Some(0) if is_method => tokens,
-            Some(i) => operands.get(i).map_or(tokens, |o| &o.tokens),
-            None => tokens,
-        };
+        let at = error.argument.and_then(|a| argument_tokens(a, operands)).unwrap_or_else(|| match error.operand {
+            // A receiver may be a long chain: the method's name is then the smaller thing to change.
+            Some(0) if is_name(tokens) && !is_path(&operands[0].tokens) => tokens.clone(),
+            Some(i) => operands.get(i).map_or(tokens, |o| &o.tokens).clone(),
+            None => tokens.clone(),
+        });
         // Wrong numbers and kinds of arguments are what rustc refuses as well.
         match error.code {
-            "K0105" | "K0116" | "K0120" => self.errors.type_error_instead_of_rustc(at, &error),
+            "K0105" | "K0116" | "K0117" | "K0120" => self.errors.type_error_instead_of_rustc(at, &error),
             _ => self.errors.type_error(at, &error),
         }
     }
@@ -290,6 +328,47 @@ impl Lowering<'_> {
         self.errors.push(rope, "K0330", message, format!("permute `{x}` so that it ends in {seq}, {head}"));
         false
     }
+}
+
+fn is_name(tokens: &TokenStream) -> bool {
+    let mut tokens = tokens.clone().into_iter();
+    matches!((tokens.next(), tokens.next()), (Some(TokenTree::Ident(_)), None))
+}
+
+/// A name, or a path of fields such as `trunk.emb`.
+fn is_path(tokens: &TokenStream) -> bool {
+    tokens.clone().into_iter().all(|t| match t {
+        TokenTree::Ident(_) => true,
+        TokenTree::Punct(p) => p.as_char() == '.',
+        TokenTree::Group(_) | TokenTree::Literal(_) => false,
+    })
+}
+
+/// The tokens of an argument that is no operand; `None` where the user's method has no such argument.
+fn argument_tokens(argument: Argument, operands: &[Operand]) -> Option<TokenStream> {
+    let is_axes = |o: &&Operand| matches!(o.arg, Some(Arg::Axis(_) | Arg::Axes(_)));
+    let tokens = |o: &Operand| o.tokens.clone();
+    match argument {
+        Argument::Axis(axis) => {
+            operands.iter().rev().filter(is_axes).find_map(|o| last_name(o.tokens.clone(), axis.name()))
+        }
+        Argument::Axes => {
+            let list = operands.iter().find(|o| matches!(o.arg, Some(Arg::Axes(_))));
+            list.or_else(|| operands.iter().find(is_axes)).map(tokens)
+        }
+        Argument::Number => operands.iter().find(|o| matches!(o.val, Val::Number(_))).map(tokens),
+        Argument::Spec => operands.iter().find(|o| matches!(o.arg, Some(Arg::Spec(_)))).map(tokens),
+    }
+}
+
+/// The last of some tokens that is this name.
+fn last_name(tokens: TokenStream, name: &str) -> Option<TokenStream> {
+    let tokens: Vec<TokenTree> = tokens.into_iter().collect();
+    tokens.into_iter().rev().find_map(|t| match t {
+        TokenTree::Group(g) => last_name(g.stream(), name),
+        TokenTree::Ident(i) => (i == name).then(|| i.into_token_stream()),
+        TokenTree::Punct(_) | TokenTree::Literal(_) => None,
+    })
 }
 
 fn over(args: &[Arg], l: &Lowering<'_>) -> Option<Val> {

@@ -4,10 +4,16 @@ use super::elementwise::tensor_type;
 use super::value::{Expected, Val};
 use super::{Lowering, Operand};
 use kiln_compiler::ir::{Axis, Type};
-use kiln_compiler::methods::{Kind, Method};
+use kiln_compiler::methods::{Gives, Kind, Method};
 
 /// Methods whose result has the receiver's axes.
 const KEEP_AXES: [&str; 5] = ["rms_norm", "layer_norm", "softmax", "log_softmax", "rope"];
+
+/// Whether the result has the receiver's type, whatever the arguments are.
+pub(super) fn keeps_type(method: &Method) -> bool {
+    let keeps = method.args.is_empty() || method.random || KEEP_AXES.contains(&method.name) || method.name == "attend";
+    keeps && method.receiver == Kind::Tensor && method.gives == Gives::Tensor
+}
 
 impl Lowering<'_> {
     /// Prepares the operands of a method before its type rule runs.

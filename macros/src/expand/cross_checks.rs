@@ -1,7 +1,7 @@
 //! Checks that need another item: a child's `SIG`, an axis' `NAME`, a name that only rustc knows. One constant each, with the user's span.
 
 use super::function::axis_name;
-use crate::body::{Assumed, Assumption, Body, Expected};
+use crate::body::{Assumed, Assumption, Body, Expected, Foreign};
 use crate::signature::{Signature, SubDecl};
 use kiln_compiler::diagnostics::Diagnostic;
 use kiln_compiler::ir::{Axis, DType, Type};
@@ -140,23 +140,29 @@ fn used_axes(signature: &Signature, body: &Body) -> Vec<Ident> {
 fn check_axis(signature: &Signature, axis: &Ident) -> TokenStream {
     let krate = &signature.krate;
     let name = axis.to_string();
+    let refuse = panic_under(&axis.to_token_stream(), &quote!(message.as_str()));
     quote_spanned! { axis.span() =>
         match #krate::__private::check_axis(<#axis as #krate::__private::Axis>::NAME, #name) {
-            ::core::option::Option::Some(message) => ::core::panic!("{}", message.as_str()),
+            ::core::option::Option::Some(message) => #refuse,
             ::core::option::Option::None => (),
         }
     }
 }
 
-/// A name in the body that is no variable: rustc reports it if it does not exist; if it does, it is outside the grammar.
-fn refuse_foreign(name: &Ident) -> TokenStream {
+/// A name in the body that is no variable: rustc reports it if it does not exist; if it does, it is outside the grammar. The variables
+/// are there for rustc to suggest; the body itself, which would be refused again, is left out.
+fn refuse_foreign(Foreign { name, variables }: &Foreign) -> TokenStream {
     let message = format!("`{name}` is an item, and the macro cannot see its value");
     let help = "write the literal, or make it a `#[config]` argument; `#[layer(trace)]` takes any Rust";
     let text = Diagnostic::new("K0331", message).help(help).to_string();
-    quote_spanned! { name.span() =>
+    let refuse = panic_under(&name.to_token_stream(), &text.to_token_stream());
+    let variables = variables.iter().filter(|v| !v.starts_with("r#")).map(|v| Ident::new(v, Span::call_site()));
+    quote! {
+        #[allow(unused_variables)]
         const _: () = {
+            #(let #variables = ();)*
             let _ = &#name;
-            ::core::panic!("{}", #text)
+            #refuse
         };
     }
 }

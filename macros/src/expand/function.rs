@@ -41,7 +41,7 @@ pub fn expand_function(signature: &Signature, body: &Body, poisoned: bool, rustc
         item.attrs.push(parse_quote!(#[allow(unused_parens)]));
     }
     if poisoned {
-        item.attrs.push(parse_quote!(#[allow(dead_code, unused_variables, unused_mut)]));
+        item.attrs.push(parse_quote!(#[allow(dead_code, unused)]));
     }
     if rustc_repeats && !under_rust_analyzer() {
         make_plain(&mut item);

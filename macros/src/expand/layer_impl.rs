@@ -111,6 +111,7 @@ fn expand_sig(signature: &Signature, poisoned: bool) -> TokenStream {
         Kind::Param { ty, .. } => Some(arg(a.name.to_string(), tensor_kind(signature, ty))),
         _ => None,
     });
+    let config = signature.args.iter().filter(|a| matches!(a.kind, Kind::Config { .. })).map(|a| a.name.to_string());
     let output = match &signature.output {
         OutputDecl::Tensor(t) => tensor_kind(signature, t),
         OutputDecl::Loss | OutputDecl::Wrong => quote!(#krate::__private::KindSig::Loss),
@@ -133,6 +134,7 @@ fn expand_sig(signature: &Signature, poisoned: bool) -> TokenStream {
             inputs: &[#(#inputs),*],
             output: #output,
             params: &[#(#params),*],
+            config: &[#(#config),*],
             subs: &[#(#subs),*],
         }
     }

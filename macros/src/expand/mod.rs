@@ -7,9 +7,9 @@ mod layer_impl;
 mod op_checks;
 mod structure;
 
-use crate::body::text;
 use crate::diagnostics::compile_errors;
 use crate::layer::Compiled;
+use crate::spelling::text;
 use kernels::Kernels;
 
 pub use cross_checks::panic_under;
@@ -21,7 +21,8 @@ use quote::quote;
 pub fn expand(c: &Compiled) -> TokenStream {
     let Compiled { signature, body, layer, regions, diagnosed } = c;
     let errors = compile_errors(&diagnosed.list);
-    let function = function::expand_function(signature, body, layer.is_none(), diagnosed.rustc_repeats);
+    let repeats = diagnosed.rustc_repeats || !body.foreign.is_empty();
+    let function = function::expand_function(signature, body, layer.is_none(), repeats);
     let structure = structure::expand_struct(signature, layer.is_none());
     let Kernels { module, table } = kernels::expand_kernels(signature, regions);
     let implementation = layer_impl::expand_impl(signature, body, layer.as_ref(), &table);

@@ -2,8 +2,8 @@
 
 use super::axes_text;
 use super::function::erased;
-use crate::body::text;
-use crate::signature::{ArgDecl, Kind, Signature, WrongKind};
+use crate::signature::{ArgDecl, Kind, OutputDecl, Signature, WrongKind};
+use crate::spelling::text;
 use proc_macro2::{Ident, TokenStream};
 use quote::{format_ident, quote};
 use syn::{Generics, ReturnType};
@@ -53,7 +53,7 @@ fn expand_forward(signature: &Signature, poisoned: bool) -> TokenStream {
         .args
         .iter()
         .filter(|a| matches!(a.kind, Kind::Input(_) | Kind::Rope { .. } | Kind::Wrong(WrongKind::Input)))
-        .map(|a| (&a.name, erased(&a.ty)))
+        .map(|a| (&a.name, input_type(a)))
         .unzip();
     let args = signature.args.iter().map(|a| {
         let name = &a.name;
@@ -65,12 +65,13 @@ fn expand_forward(signature: &Signature, poisoned: bool) -> TokenStream {
             Kind::Wrong(_) => TokenStream::new(),
         }
     });
-    let output = match &signature.item.sig.output {
-        ReturnType::Type(arrow, ty) => {
+    let output = match (&signature.output, &signature.item.sig.output) {
+        // Refused: callers most likely want a tensor.
+        (OutputDecl::Wrong, _) | (_, ReturnType::Default) => quote!(-> #krate::__private::Tensor),
+        (_, ReturnType::Type(arrow, ty)) => {
             let ty = erased(ty);
             quote!(#arrow #ty)
         }
-        ReturnType::Default => TokenStream::new(),
     };
     let turbofish = (!signature.generics.is_empty()).then(|| {
         let generics = &signature.generics;
@@ -89,6 +90,14 @@ fn expand_forward(signature: &Signature, poisoned: bool) -> TokenStream {
         pub fn forward(&self, #(#inputs: #types),*) #output {
             #body
         }
+    }
+}
+
+/// The type of an argument of `forward`. Where it was refused, every caller fits: one mistake, one error.
+fn input_type(arg: &ArgDecl) -> syn::Type {
+    match arg.kind {
+        Kind::Wrong(_) => syn::parse_quote!(impl ::core::marker::Sized),
+        _ => erased(&arg.ty),
     }
 }
 

@@ -4,9 +4,9 @@ use super::options::{KindAttrs, literal_number};
 use super::types::{TensorType, Written, generic_args, last_segment, parse_type, single_ident};
 use crate::annotations::ShardAttr;
 use crate::diagnostics::Errors;
+use crate::spelling::text;
 use kiln_compiler::ir::{ConfigType, ConfigValue, DType, Init};
 use proc_macro2::Ident;
-use quote::ToTokens;
 use syn::{Attribute, Expr, ExprLit, FnArg, GenericArgument, Lit, Pat, PatType, Type};
 
 /// One argument.
@@ -147,7 +147,7 @@ fn kind(name: &Ident, ty: &Type, attrs: KindAttrs, errors: &Errors) -> Option<Ki
             None
         }
         Written::Loss | Written::Tuple(_) | Written::Other => {
-            let message = format!("`{}` is not the type of a layer's input", ty.to_token_stream());
+            let message = format!("`{}` is not the type of a layer's input", text(ty));
             let help = "inputs are `Tensor<..>`, `Ids<..>` and `Rope<..>`; a child layer takes `#[sub]`, a host scalar `#[config]`";
             errors.push_instead_of_rustc(ty, "K0205", message, help);
             None
@@ -197,8 +197,8 @@ fn param(
         Written::Tensor(t) if t.dtype == DType::F32 => Some(Kind::Param { ty: t, init: init?, frozen, shard }),
         Written::Wrong => None,
         _ => {
-            let message = format!("a parameter is a `Tensor<..>`, not `{}`", ty.to_token_stream());
-            let help = format!("write `Tensor<..>`, or remove `{}`", attr.to_token_stream());
+            let message = format!("a parameter is a `Tensor<..>`, not `{}`", text(ty));
+            let help = format!("write `Tensor<..>`, or remove `{}`", text(&attr));
             errors.push_instead_of_rustc(ty, "K0218", message, help);
             None
         }
@@ -225,7 +225,7 @@ fn sub(ty: &Type, shard: Option<ShardAttr>, errors: &Errors) -> Option<Kind> {
         match a {
             GenericArgument::Type(t) if single_ident(t).is_some() => generics.extend(single_ident(t)),
             other => {
-                let message = format!("`{}` is not the name of an axis", other.to_token_stream());
+                let message = format!("`{}` is not the name of an axis", text(other));
                 errors.push(other, "K0222", message, "a generic layer takes axes, such as `Linear<D, V>`");
                 return None;
             }
@@ -235,14 +235,14 @@ fn sub(ty: &Type, shard: Option<ShardAttr>, errors: &Errors) -> Option<Kind> {
 }
 
 fn wrong_child(ty: &Type, errors: &Errors) -> Option<Kind> {
-    let message = format!("`{}` is not a layer", ty.to_token_stream());
+    let message = format!("`{}` is not a layer", text(ty));
     let help = "`#[sub]` takes a layer's type, such as `Attention` or `Repeat<Block, L>`";
     errors.push_instead_of_rustc(ty, "K0211", message, help);
     None
 }
 
 fn config(ty: &Type, default: Option<&Expr>, errors: &Errors) -> Option<Kind> {
-    let name = ty.to_token_stream().to_string();
+    let name = text(ty);
     let config = match name.as_str() {
         "bool" => ConfigType::Bool,
         "f32" | "f64" => ConfigType::Float,
@@ -258,7 +258,7 @@ fn config(ty: &Type, default: Option<&Expr>, errors: &Errors) -> Option<Kind> {
         Some(e) => match config_value(config, e) {
             Some(v) => Some(v),
             None => {
-                let message = format!("`{}` is not a literal of type `{name}`", e.to_token_stream());
+                let message = format!("`{}` is not a literal of type `{name}`", text(e));
                 errors.push_instead_of_rustc(e, "K0213", message, "write `#[config]` or `#[config(default = 0.1)]`");
                 return None;
             }

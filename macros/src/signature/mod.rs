@@ -8,12 +8,13 @@ pub use args::{ArgDecl, Kind, SubDecl, WrongKind};
 pub use options::{ARGUMENT_ATTRS, LayerOptions, literal_number};
 pub use types::{ERASED, TensorType, Written, axis_of, parse_type};
 
-use crate::annotations::{LayerAnnotations, parse_annotations};
+use crate::annotations::{KEEP_ONE, LayerAnnotations, is_attr, parse_annotations};
 use crate::diagnostics::Errors;
+use crate::spelling::text;
 use proc_macro2::{Ident, TokenStream};
 use quote::{ToTokens, format_ident};
 use std::collections::BTreeMap;
-use syn::{GenericParam, ItemFn, ReturnType, Type, TypeParamBound};
+use syn::{Attribute, GenericParam, ItemFn, ReturnType, Type, TypeParamBound};
 
 /// What a layer returns.
 pub enum OutputDecl {
@@ -67,6 +68,7 @@ impl Signature {
 /// Parses the header.
 pub fn parse_signature(options: LayerOptions, mut item: ItemFn, errors: &Errors) -> Signature {
     let annotations = parse_annotations(&mut item.attrs, errors);
+    refuse_second_door(&mut item.attrs, errors);
     check_plain_function(&item, errors);
     make_plain(&mut item.sig);
     let generics = parse_generics(&item, errors);
@@ -86,6 +88,17 @@ pub fn parse_signature(options: LayerOptions, mut item: ItemFn, errors: &Errors)
     };
     signature.axes = collect_axes(&signature);
     signature
+}
+
+/// `#[layer]` below `#[layer]` would expand what was expanded.
+fn refuse_second_door(attrs: &mut Vec<Attribute>, errors: &Errors) {
+    attrs.retain(|attr| {
+        let again = is_attr(attr, "layer");
+        if again {
+            errors.push(attr.path(), "K0405", "`#[layer]` stands twice on this function", KEEP_ONE);
+        }
+        !again
+    });
 }
 
 /// `rms_norm` → `RmsNorm`.
@@ -144,7 +157,7 @@ fn parse_generics(item: &ItemFn, errors: &Errors) -> Vec<Ident> {
         match p {
             GenericParam::Type(t) if t.bounds.iter().any(is_axis_bound) => out.push(t.ident.clone()),
             other => {
-                let message = format!("`{}` is not an axis parameter", other.to_token_stream());
+                let message = format!("`{}` is not an axis parameter", text(other));
                 errors.push_instead_of_rustc(
                     other,
                     "K0215",
@@ -189,7 +202,7 @@ fn parse_output_tuple(types: &[Type], help: &str, errors: &Errors) -> OutputDecl
 }
 
 fn wrong_output(ty: &Type, help: &str, errors: &Errors) -> OutputDecl {
-    errors.push_instead_of_rustc(ty, "K0206", format!("a layer cannot return `{}`", ty.to_token_stream()), help);
+    errors.push_instead_of_rustc(ty, "K0206", format!("a layer cannot return `{}`", text(ty)), help);
     OutputDecl::Wrong
 }
 

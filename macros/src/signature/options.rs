@@ -1,11 +1,13 @@
 //! The options of `#[layer(..)]` itself, and the attributes that say what an argument is.
 
-use crate::annotations::{ShardAttr, is_attr, parse_shard};
+use crate::annotations::{AttrOption, KEEP_ONE, ShardAttr, is_attr, option_list, parse_shard};
 use crate::crate_path;
 use crate::diagnostics::Errors;
+use crate::spelling::{describe, text};
 use kiln_compiler::ir::Init;
 use proc_macro2::TokenStream;
 use quote::ToTokens;
+use std::collections::BTreeSet;
 use syn::ext::IdentExt;
 use syn::parse::{Parse, ParseStream, Parser};
 use syn::punctuated::Punctuated;
@@ -49,7 +51,10 @@ impl LayerOptions {
                     }
                 }
             }
-            Err(e) => errors.push(tokens, "K0217", e.to_string(), HELP),
+            Err(e) => {
+                let message = format!("`#[layer({})]` cannot be read: {e}", text(&tokens));
+                errors.push(tokens, "K0217", message, HELP);
+            }
         }
         if options.krate.is_empty() {
             options.krate = crate_path::kiln();
@@ -84,10 +89,14 @@ impl KindAttrs {
     /// Reads the attributes of an argument.
     pub fn parse(attrs: &[Attribute], errors: &Errors) -> KindAttrs {
         let mut out = KindAttrs::default();
+        let mut seen = BTreeSet::new();
         for attr in attrs {
             let Some(name) = attr.path().segments.last().map(|s| s.ident.to_string()) else { continue };
             match name.as_str() {
                 "doc" => out.docs.push(attr.clone()),
+                word if ARGUMENT_ATTRS.contains(&word) && !seen.insert(name.clone()) => {
+                    errors.push(attr.path(), "K0405", format!("`#[{name}]` stands twice on this argument"), KEEP_ONE);
+                }
                 "param" => out.param = Some((attr.clone(), parse_init(attr, errors))),
                 "frozen" => out.frozen = Some(attr.clone()),
                 "sub" => out.sub = Some(attr.clone()),
@@ -112,79 +121,72 @@ impl KindAttrs {
 const INIT_HELP: &str = "write `#[param(init = normal(0.02))]`; inits are `zeros`, `ones`, `normal(std)`, `uniform(a, b)`, `xavier`, `kaiming`";
 
 fn parse_init(attr: &Attribute, errors: &Errors) -> Option<Init> {
-    struct InitOption {
-        name: Ident,
-        value: Expr,
-    }
-    impl Parse for InitOption {
-        fn parse(input: ParseStream<'_>) -> syn::Result<Self> {
-            let name = input.parse()?;
-            input.parse::<Token![=]>()?;
-            Ok(InitOption { name, value: input.parse()? })
-        }
-    }
-    let Meta::List(list) = &attr.meta else {
+    if !matches!(attr.meta, Meta::List(_)) {
         errors.push(&attr.meta, "K0207", "a parameter needs its initial value", INIT_HELP);
         return None;
-    };
-    match list.parse_args::<InitOption>() {
-        Ok(InitOption { name, value }) if name == "init" => parse_init_value(&value, errors),
-        Ok(InitOption { name, .. }) => {
-            errors.push(&name, "K0207", format!("`{name}` is not an option of `#[param]`"), INIT_HELP);
-            None
-        }
-        Err(e) if list.tokens.is_empty() => {
-            errors.push(&attr.meta, "K0207", e.to_string(), INIT_HELP);
-            None
-        }
-        Err(e) => {
-            errors.push(&list.tokens, "K0207", e.to_string(), INIT_HELP);
-            None
+    }
+    let options = option_list(attr, "K0207", INIT_HELP, errors)?;
+    if options.is_empty() {
+        errors.push(&attr.meta, "K0207", "a parameter needs its initial value", INIT_HELP);
+    }
+    let mut init = None;
+    for AttrOption { name, value } in options {
+        match (name.to_string().as_str(), value) {
+            ("init", Some(_)) if init.is_some() => {
+                errors.push(&name, "K0405", "`init` stands twice in this attribute", KEEP_ONE);
+            }
+            ("init", Some(value)) => init = Some(value),
+            ("init", None) => errors.push(&name, "K0207", "`init` needs a value", INIT_HELP),
+            ("frozen", None) => {
+                let help = "write `#[frozen]` beside `#[param(..)]`";
+                errors.push(&name, "K0207", "`frozen` is an attribute of its own", help);
+            }
+            (word, _) => {
+                errors.push(&name, "K0207", format!("`{word}` is not an option of `#[param]`"), INIT_HELP);
+            }
         }
     }
+    parse_init_value(&init?, errors)
 }
 
 fn parse_init_value(value: &Expr, errors: &Errors) -> Option<Init> {
-    let (name, args): (String, Vec<Expr>) = match value {
-        Expr::Path(p) => (p.to_token_stream().to_string(), Vec::new()),
-        Expr::Call(c) => (c.func.to_token_stream().to_string(), c.args.iter().cloned().collect()),
-        other => (other.to_token_stream().to_string(), Vec::new()),
+    let (name, args) = match value {
+        Expr::Call(c) => (text(&c.func), c.args.iter().cloned().collect()),
+        other => (text(other), Vec::new()),
     };
     let numbers: Option<Vec<f64>> = args.iter().map(literal_number).collect();
-    match (name.as_str(), numbers.as_deref()) {
-        ("zeros", Some([])) => Some(Init::Zeros),
-        ("ones", Some([])) => Some(Init::Ones),
-        ("normal", Some([std])) if *std >= 0.0 => Some(Init::Normal(*std)),
-        ("uniform", Some([a, b])) if a < b => Some(Init::Uniform(*a, *b)),
-        ("xavier", Some([])) => Some(Init::Xavier),
-        ("kaiming", Some([])) => Some(Init::Kaiming),
+    let takes = match (name.as_str(), numbers.as_deref()) {
+        ("zeros", Some([])) => return Some(Init::Zeros),
+        ("ones", Some([])) => return Some(Init::Ones),
+        ("normal", Some([std])) if *std >= 0.0 => return Some(Init::Normal(*std)),
+        ("uniform", Some([a, b])) if a < b => return Some(Init::Uniform(*a, *b)),
+        ("xavier", Some([])) => return Some(Init::Xavier),
+        ("kaiming", Some([])) => return Some(Init::Kaiming),
+        ("normal", _) => "`normal` takes the standard deviation, a literal of 0 or more",
+        ("uniform", _) => "`uniform` takes its bounds, two literals of which the first is smaller",
+        ("zeros" | "ones" | "xavier" | "kaiming", _) => "this init takes no numbers",
         _ => {
-            errors.push(value, "K0208", format!("`{}` is not an init", value.to_token_stream()), INIT_HELP);
-            None
+            errors.push(value, "K0208", format!("`{}` is not an init", describe(value)), INIT_HELP);
+            return None;
         }
-    }
+    };
+    errors.push(value, "K0208", format!("`{}` is not an init: {takes}", describe(value)), INIT_HELP);
+    None
 }
 
 fn parse_default(attr: &Attribute, errors: &Errors) -> Option<Expr> {
-    struct Default(Expr);
-    impl Parse for Default {
-        fn parse(input: ParseStream<'_>) -> syn::Result<Self> {
-            let name: Ident = input.parse()?;
-            if name != "default" {
-                return Err(syn::Error::new(name.span(), "the only option is `default`"));
-            }
-            input.parse::<Token![=]>()?;
-            Ok(Default(input.parse()?))
+    const HELP: &str = "write `#[config]` or `#[config(default = 0.1)]`";
+    if !matches!(attr.meta, Meta::List(_)) {
+        return None;
+    }
+    let mut default = None;
+    for AttrOption { name, value } in option_list(attr, "K0213", HELP, errors)? {
+        match value {
+            Some(value) if name == "default" => default = Some(value),
+            _ => errors.push(&name, "K0213", format!("`{name}` is not an option of `#[config]`"), HELP),
         }
     }
-    let Meta::List(list) = &attr.meta else { return None };
-    match list.parse_args::<Default>() {
-        Ok(Default(e)) => Some(e),
-        Err(e) => {
-            errors.push(&list.tokens, "K0213", e.to_string(), "write `#[config]` or `#[config(default = 0.1)]`");
-            None
-        }
-    }
+    default
 }
 
 /// A number literal, with its sign.

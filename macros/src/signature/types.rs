@@ -1,6 +1,7 @@
 //! Types at a layer's boundary: `Tensor<B, S, D>`, `Ids<B, S>`, `Rope<S, K>`, `Loss`, `Repeat<Block, L>`.
 
 use crate::diagnostics::Errors;
+use crate::spelling::text;
 use kiln_compiler::ir::{Axis, DType, Type as IrType};
 use proc_macro2::Ident;
 use quote::ToTokens;
@@ -139,7 +140,7 @@ fn parse_axes(segment: &PathSegment, errors: &Errors) -> Option<Vec<Ident>> {
 }
 
 fn wrong_axis(tokens: &impl ToTokens, errors: &Errors) -> Written {
-    let message = format!("`{}` is not the name of an axis", tokens.to_token_stream());
+    let message = format!("`{}` is not the name of an axis", text(tokens));
     errors.push(
         tokens,
         "K0222",

@@ -1,7 +1,7 @@
 //! The user's spellings of a contraction, `matmul` and `einsum`: from operand types to the axes of the result, with their errors.
 
 use crate::ir::{Axis, Type};
-use crate::ops::{TypeError, rules};
+use crate::ops::{Argument, TypeError, rules};
 
 /// Axes of `a.matmul(b)`: the last axis of `a` is contracted with the first of `b`, which must be the same.
 pub fn matmul_axes(a: &Type, b: &Type) -> Result<Vec<Axis>, TypeError> {
@@ -34,6 +34,10 @@ pub fn matmul_axes(a: &Type, b: &Type) -> Result<Vec<Axis>, TypeError> {
 pub fn einsum_axes(spec: &str, a: &Type, b: &Type) -> Result<Vec<Axis>, TypeError> {
     rules::float("einsum", 0, a)?;
     rules::float("einsum", 1, b)?;
+    labelled_axes(spec, a, b).map_err(|e| e.argument(Argument::Spec))
+}
+
+fn labelled_axes(spec: &str, a: &Type, b: &Type) -> Result<Vec<Axis>, TypeError> {
     let malformed = |what: String| {
         TypeError::new("K0108", format!("`einsum`: {what}")).help("write it as \"b s d, d f -> b s f\"".to_owned())
     };

@@ -1,6 +1,6 @@
 //! `permute`: the same elements with the axes in the order of `to`. x̄ = ȳ in the order of x.
 
-use super::{Class, EvalCx, EvalNode, OpDef, TypeError, Vjp, rules};
+use super::{Argument, Class, EvalCx, EvalNode, OpDef, TypeError, Vjp, rules};
 use crate::interp::{self, Array};
 use crate::ir::{Attrs, Axis, Builder, Type, ValueId};
 
@@ -39,7 +39,8 @@ fn infer(attrs: &Attrs, xs: &[&Type]) -> Result<Vec<Type>, TypeError> {
                 rules::list(to),
                 rules::list(&x.shape)
             );
-            Err(TypeError::at(0, "K0113", message))
+            let other = to.iter().find(|a| x.position(**a).is_none());
+            Err(TypeError::at(0, "K0113", message).argument(other.map_or(Argument::Axes, |a| Argument::Axis(*a))))
         }
     }
 }

@@ -1,6 +1,6 @@
 //! `rename`: the same elements, one axis under another name of the same size. x̄ = ȳ under the old name.
 
-use super::{Class, OpDef, TypeError, Vjp, rules};
+use super::{Argument, Class, OpDef, TypeError, Vjp, rules};
 use crate::interp::Array;
 use crate::ir::{Attrs, Axis, Builder, Type, ValueId};
 
@@ -38,7 +38,7 @@ fn infer(attrs: &Attrs, xs: &[&Type]) -> Result<Vec<Type>, TypeError> {
         Some(p) if p != at => {
             let message =
                 format!("`rename`: `{{0}}` already has an axis `{to}`; its axes are {}", rules::list(&x.shape));
-            Err(TypeError::at(0, "K0104", message))
+            Err(TypeError::at(0, "K0104", message).argument(Argument::Axis(to)))
         }
         _ => Ok(vec![Type::new(x.dtype, shape)]),
     }

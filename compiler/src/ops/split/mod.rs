@@ -1,6 +1,6 @@
 //! `split` and `merge`: one axis read as several, slowest first, and back. Each is the other's derivative.
 
-use super::{Class, OpDef, TypeError, Vjp, rules};
+use super::{Argument, Class, OpDef, TypeError, Vjp, rules};
 use crate::interp::Array;
 use crate::ir::{Attrs, Type};
 
@@ -39,7 +39,8 @@ fn infer_split(attrs: &Attrs, xs: &[&Type]) -> Result<Vec<Type>, TypeError> {
     let (axis, into) = (rules::axis("split", attrs, "axis")?, rules::axes("split", attrs, "into")?);
     let at = rules::has("split", 0, x, axis)?;
     if into.is_empty() {
-        return Err(TypeError::new("K0117", format!("`split` of `{axis}` needs the axes that it becomes")));
+        return Err(TypeError::new("K0117", format!("`split` of `{axis}` needs the axes that it becomes"))
+            .argument(Argument::Axes));
     }
     let mut shape = x.shape.clone();
     shape.splice(at..at + 1, into.iter().copied());
@@ -51,7 +52,9 @@ fn infer_merge(attrs: &Attrs, xs: &[&Type]) -> Result<Vec<Type>, TypeError> {
     let [x] = rules::operands("merge", xs)?;
     let (axes, into) = (rules::axes("merge", attrs, "axes")?, rules::axis("merge", attrs, "into")?);
     let Some(&first) = axes.first() else {
-        return Err(TypeError::new("K0117", format!("`merge` into `{into}` needs the axes to merge")));
+        return Err(
+            TypeError::new("K0117", format!("`merge` into `{into}` needs the axes to merge")).argument(Argument::Axes)
+        );
     };
     let at = rules::has("merge", 0, x, first)?;
     for &a in axes {
@@ -63,7 +66,7 @@ fn infer_merge(attrs: &Attrs, xs: &[&Type]) -> Result<Vec<Type>, TypeError> {
             rules::list(axes),
             rules::list(&x.shape)
         );
-        return Err(TypeError::at(0, "K0114", message).help("permute first"));
+        return Err(TypeError::at(0, "K0114", message).argument(Argument::Axes).help("permute first"));
     }
     let mut shape = x.shape.clone();
     shape.splice(at..at + axes.len(), [into]);
