@@ -35,6 +35,7 @@ pub fn diagnose(cases: &[Case], folder: &str, source: fn(&Case) -> String) -> Re
     write(&at.join("src/lib.rs"), "")?;
     let mut manifest = format!(
         "[package]\nname = \"{folder}\"\nversion = \"0.0.0\"\nedition = \"2024\"\nautoexamples = false\n\n[workspace]\n\n\
+         [profile.dev.build-override]\nopt-level = 2\ndebug = false\n\n\
          [dependencies]\nkiln = {{ path = {:?}, default-features = false }}\n",
         folders::root().join("runtime")
     );
@@ -83,9 +84,12 @@ pub fn diagnose(cases: &[Case], folder: &str, source: fn(&Case) -> String) -> Re
     Ok(said)
 }
 
-/// One message; `None` for rustc's summary lines, which have no position.
+/// One message; `None` for rustc's summary lines, which have no position, and for notes about a constant whose error is there already.
 fn read(message: &Value) -> Option<Said> {
-    let span = message["spans"].as_array()?.iter().find(|s| s["is_primary"] == true)?;
+    if !matches!(message["level"].as_str(), Some("error" | "warning")) {
+        return None;
+    }
+    let span = users(message["spans"].as_array()?.iter().find(|s| s["is_primary"] == true)?);
     let text = &span["text"][0];
     let (from, to) = (text["highlight_start"].as_u64()? as usize, text["highlight_end"].as_u64()? as usize);
     let token: String = text["text"].as_str()?.chars().skip(from - 1).take(to.saturating_sub(from)).collect();
@@ -98,6 +102,14 @@ fn read(message: &Value) -> Option<Said> {
         column: number("column_start"),
         token,
     })
+}
+
+/// The position in the user's file: a const check panics inside of std's macro, which rustc shows at the macro's call.
+fn users(mut span: &Value) -> &Value {
+    while span["text"].as_array().is_none_or(Vec::is_empty) && span["expansion"].is_object() {
+        span = &span["expansion"]["span"];
+    }
+    span
 }
 
 fn write(path: &Path, text: &str) -> Result<(), String> {
@@ -128,7 +140,8 @@ pub fn case(case: &Case, diagnostics: &Diagnostics) -> Result<(), String> {
 pub fn renamed(case: &Case, diagnostics: &Diagnostics) -> Result<(), String> {
     let said = diagnostics.get(&case.example()).map_or(&[][..], Vec::as_slice);
     let marks = case.marks();
-    let tokens: Vec<String> = marks.iter().map(|m| rename::text(&m.token)).collect();
+    let lines: Vec<&str> = case.source.lines().collect();
+    let tokens: Vec<String> = marks.iter().map(|m| rename::token(lines[m.line - 1], &m.token)).collect();
     let expected: Vec<_> = marks
         .iter()
         .zip(&tokens)
@@ -152,7 +165,7 @@ fn compare(expected: &[(usize, &str, &str)], said: &[Said]) -> Result<(), String
     Err(format!("expected\n{}but rustc says\n{}{}", print(&expected), print(&sorted), rendered(said)))
 }
 
-/// The code in a message, which a const check prefixes with rustc's own words.
+/// The code in a message, which a const check prefixes with rustc's own words; `rustc` if the whole message is rustc's.
 pub fn code(message: &str) -> &str {
     let is_code = |at: usize| {
         let word = &message[at..];
@@ -161,7 +174,7 @@ pub fn code(message: &str) -> &str {
     };
     match message.char_indices().map(|(at, _)| at).find(|&at| is_code(at)) {
         Some(at) => &message[at..at + 5],
-        None => "(no code)",
+        None => "rustc",
     }
 }
 

@@ -66,6 +66,8 @@ const VOCABULARY: &[&str] = &[
     "new",
     "default",
     "allow",
+    "not",
+    "debug_assertions",
     "cfg",
     "cfg_attr",
     "doc",
@@ -82,6 +84,7 @@ const VOCABULARY: &[&str] = &[
     "Tensor",
     "Ids",
     "Rope",
+    "Sizes",
     "Loss",
     "Repeat",
     "HostArray",
@@ -143,6 +146,20 @@ const VOCABULARY: &[&str] = &[
 /// The source with changed names and two lines inserted at the top.
 pub fn source(source: &str) -> String {
     format!("// Inserted.\n// Inserted.\n{}", text(source))
+}
+
+/// A token of a line with changed names: a method keeps its own.
+pub fn token(line: &str, token: &str) -> String {
+    let chars: Vec<char> = line.chars().collect();
+    let mut at = 0;
+    while at < chars.len() {
+        let end = token_end(&chars, at);
+        if chars[at..end].iter().collect::<String>() == token && stays(&chars, at, end, token) {
+            return token.to_owned();
+        }
+        at = end;
+    }
+    text(token)
 }
 
 /// A text with changed names; comments, strings and numbers stay.

@@ -1,0 +1,12 @@
+//! The result forgets the positions.
+
+use kiln::prelude::*;
+
+axes! { B: "batch", S: "sequence", D: "model", F: "hidden" }
+
+/// One projection.
+#[layer]
+pub fn project(x: Tensor<B, S, D>, #[param(init = xavier)] w: Tensor<D, F>) -> Tensor<B, S, F> {
+    //~ K0109 "b s d, d f -> b f"
+    x.einsum(w, "b s d, d f -> b f")
+}

@@ -1,0 +1,16 @@
+//! Carried tensors are not in force.
+
+use kiln::prelude::*;
+
+axes! { B: "batch", D: "model" }
+
+/// Moves towards the mean of the batch.
+#[layer]
+pub fn centre(
+    x: Tensor<B, D>,
+    //~ K0212 #[state]
+    #[state] mean: Tensor<D>,
+) -> (Tensor<B, D>, Tensor<D>) {
+    let next = mean * 0.9 + x.mean(B) * 0.1;
+    (x - next, next)
+}

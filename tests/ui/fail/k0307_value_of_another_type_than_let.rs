@@ -1,0 +1,18 @@
+//! The `let` says another type than the value has.
+
+use kiln::prelude::*;
+
+axes! { B: "batch", S: "sequence", D: "model", F: "hidden" }
+
+/// Feed-forward network.
+#[layer]
+pub fn mlp(
+    x: Tensor<B, S, D>,
+    #[param(init = xavier)] up: Tensor<D, F>,
+    #[param(init = xavier)] down: Tensor<F, D>,
+) -> Tensor<B, S, D> {
+    //~ K0307 x.matmul(up)
+    let h: Tensor<B, F> = x.matmul(up);
+    let h: Tensor<B, S, F> = h;
+    h.silu().matmul(down)
+}

@@ -1,0 +1,27 @@
+//! The branches of a choice give different axes.
+
+use kiln::prelude::*;
+
+axes! { B: "batch", D: "model", F: "hidden" }
+
+/// Feed-forward network with or without a projection.
+#[layer]
+pub fn mlp(
+    x: Tensor<B, D>,
+    #[param(init = xavier)] w: Tensor<D, F>,
+    #[config] wide: bool,
+    #[config] gated: bool,
+) -> Tensor<B, F> {
+    let mut y = x;
+    if gated {
+        //~ K0311 x.matmul(w)
+        y = x.matmul(w);
+    }
+    let z = if wide {
+        x.matmul(w)
+    } else {
+        //~ K0311 x.silu()
+        x.silu()
+    };
+    y + z
+}

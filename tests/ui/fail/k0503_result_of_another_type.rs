@@ -1,0 +1,21 @@
+//! A child returns other axes than its use needs.
+
+use kiln::prelude::*;
+
+axes! { B: "batch", S: "sequence", D: "model", F: "hidden" }
+
+/// One projection.
+#[layer]
+pub fn up(x: Tensor<B, S, D>, #[param(init = xavier)] w: Tensor<D, F>) -> Tensor<B, S, F> {
+    x.matmul(w).gelu()
+}
+
+/// Residual block, and the child's value alone.
+#[layer]
+pub fn block(x: Tensor<B, S, D>, #[param(init = xavier)] down: Tensor<F, D>, #[sub] up: Up) -> Tensor<B, S, D> {
+    //~ K0503 up.forward(x)
+    let y = x + up.forward(x);
+    //~ K0503 up.forward(y)
+    let h: Tensor<B, F> = up.forward(y);
+    h.matmul(down).over(S) + y
+}

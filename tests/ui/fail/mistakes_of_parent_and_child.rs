@@ -1,0 +1,32 @@
+//! Parent and child have a mistake each; neither hides the other.
+
+use kiln::prelude::*;
+
+axes! { B: "batch", S: "sequence", D: "model", F: "hidden" }
+
+/// Feed-forward network.
+#[layer]
+pub fn mlp(
+    x: Tensor<B, S, D>,
+    #[param(init = xavier)] up: Tensor<D, F>,
+    #[param(init = xavier)] down: Tensor<F, D>,
+) -> Tensor<B, S, D> {
+    //~ K0101 up
+    x.matmul(up).gelu().matmul(up).matmul(down)
+}
+
+/// An activation.
+#[layer]
+pub fn activation(x: Tensor<B, S, D>) -> Tensor<B, S, D> {
+    x.silu()
+}
+
+/// Residual block.
+#[layer]
+pub fn block(x: Tensor<B, S, D>, #[param(init = ones)] n: Tensor<S>, #[sub] act: Activation, #[sub] mlp: Mlp) -> Tensor<B, S, D> {
+    //~ K0111 n
+    let y = x.rms_norm(n, 1e-5);
+    //~ K0501 x.mean(S)
+    let z = x + act.forward(x.mean(S));
+    y + z + mlp.forward(x)
+}

@@ -1,0 +1,12 @@
+//! Scores become weights along the keys.
+
+use kiln::prelude::*;
+
+axes! { B: "batch", S: "queries", T: "keys", D: "model" }
+
+/// Attention of one head, written out.
+#[layer]
+pub fn mix(q: Tensor<B, S, D>, k: Tensor<B, T, D>, v: Tensor<B, T, D>) -> Tensor<B, S, D> {
+    let scores = q.einsum(k, "b s d, b t d -> b s t");
+    scores.softmax(T).einsum(v, "b s t, b t d -> b s d")
+}

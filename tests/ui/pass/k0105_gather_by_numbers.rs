@@ -1,0 +1,11 @@
+//! Tokens are ids.
+
+use kiln::prelude::*;
+
+axes! { B: "batch", S: "sequence", V: "vocab", D: "model" }
+
+/// Embedding of tokens.
+#[layer]
+pub fn embed(tokens: Ids<B, S>, #[param(init = normal(0.02))] emb: Tensor<V, D>) -> Tensor<B, S, D> {
+    emb.gather(tokens)
+}

@@ -1,0 +1,12 @@
+//! Every argument is there.
+
+use kiln::prelude::*;
+
+axes! { B: "batch", S: "sequence", D: "model" }
+
+/// RMSNorm with dropout.
+#[layer]
+pub fn norm(x: Tensor<B, S, D>, #[param(init = ones)] w: Tensor<D>) -> Tensor<B, S, D> {
+    let y = x.rms_norm(w, 1e-5);
+    y.dropout(0.1)
+}

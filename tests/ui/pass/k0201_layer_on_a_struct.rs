@@ -1,0 +1,11 @@
+//! A layer is a function; the struct is made from it.
+
+use kiln::prelude::*;
+
+axes! { B: "batch", D: "model", F: "hidden" }
+
+/// One projection.
+#[layer]
+pub fn project(x: Tensor<B, D>, #[param(init = xavier)] w: Tensor<D, F>) -> Tensor<B, F> {
+    x.matmul(w)
+}

@@ -1,0 +1,16 @@
+//! The hidden axis is split.
+
+use kiln::prelude::*;
+
+axes! { B: "batch", S: "sequence", D: "model", F: "hidden", Q: "queries" }
+
+/// Feed-forward network.
+#[layer]
+#[shard(tensor = F)]
+pub fn mlp(
+    x: Tensor<B, S, D>,
+    #[param(init = normal(0.02))] up: Tensor<D, F>,
+    #[param(init = normal(0.02))] down: Tensor<F, D>,
+) -> Tensor<B, S, D> {
+    x.matmul(up).gelu().matmul(down)
+}

@@ -1,0 +1,25 @@
+//! Children are layers, or copies of one along an axis.
+
+use kiln::prelude::*;
+
+axes! { B: "batch", D: "model", L: "layers" }
+
+/// One block.
+#[layer]
+pub fn block(x: Tensor<B, D>, #[param(init = ones)] w: Tensor<D>) -> Tensor<B, D> {
+    x + x * w
+}
+
+/// Blocks and a last one.
+#[layer]
+pub fn stack(
+    x: Tensor<B, D>,
+    #[sub] blocks: Repeat<Block, L>,
+    #[sub] last: Block,
+) -> Tensor<B, D> {
+    let mut x = x;
+    for block in blocks {
+        x = block.forward(x);
+    }
+    last.forward(x)
+}

@@ -1,0 +1,10 @@
+//! Every axis has one size.
+
+use kiln::prelude::*;
+
+axes! { B: "batch", D: "model" }
+
+/// Sizes of a session.
+pub fn session() -> kiln::Sizes {
+    sizes! { B = 8, D = 256 }
+}

@@ -1,0 +1,17 @@
+//! The parent has the value as well.
+
+use kiln::prelude::*;
+
+axes! { B: "batch", D: "model" }
+
+/// Scales.
+#[layer]
+pub fn scale(x: Tensor<B, D>, #[param(init = ones)] w: Tensor<D>, #[config] factor: f64) -> Tensor<B, D> {
+    x * w * factor
+}
+
+/// Scales and keeps a share of the input.
+#[layer]
+pub fn block(x: Tensor<B, D>, #[sub] inner: Scale, #[config] factor: f64) -> Tensor<B, D> {
+    x * factor + inner.forward(x)
+}
