@@ -158,9 +158,20 @@ impl Lowering<'_> {
                 let val = self.expr(x, None);
                 self.unary("stop_gradient", val, x, f, whole, expected)
             }
+            // What it stands for has been reported.
+            _ if self.is_wrong(f) => {
+                for a in &c.args {
+                    self.expr(a, None);
+                }
+                Val::Wrong
+            }
             _ if self.may_be_operation(f) => self.op_call(f, c, whole, expected),
             _ => self.outside(&c.func),
         }
+    }
+
+    fn is_wrong(&self, f: &ExprPath) -> bool {
+        f.path.get_ident().and_then(|name| self.lookup(&name.to_string())).is_some_and(|v| matches!(v, Val::Wrong))
     }
 
     fn rope_new(&mut self, base: &Expr, at: &TokenStream) -> Val {

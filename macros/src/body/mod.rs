@@ -22,7 +22,7 @@ use kiln_compiler::ir::{Axis, Builder, DType, Func, Type, ValueId};
 use proc_macro2::{Ident, TokenStream, TokenTree};
 use quote::ToTokens;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use syn::{Block, Expr, Local, Pat, Stmt};
+use syn::{Block, Expr, Item, Local, Pat, Stmt};
 use value::Pending;
 
 /// What lowering a body gives.
@@ -190,6 +190,10 @@ impl Lowering<'_> {
                 }
                 Stmt::Item(item) => {
                     self.outside(&first_word(item));
+                    // Its uses are not reported again.
+                    if let Some(name) = name_of(item) {
+                        self.bind(&name.to_string(), Val::Wrong);
+                    }
                 }
                 Stmt::Macro(m) => {
                     self.outside(&m.mac.path);
@@ -459,6 +463,16 @@ fn first_word(tokens: &impl ToTokens) -> Option<Ident> {
         TokenTree::Ident(word) => Some(word),
         TokenTree::Group(_) | TokenTree::Punct(_) | TokenTree::Literal(_) => None,
     })
+}
+
+/// The value that an item declares.
+fn name_of(item: &Item) -> Option<&Ident> {
+    match item {
+        Item::Const(i) => Some(&i.ident),
+        Item::Static(i) => Some(&i.ident),
+        Item::Fn(i) => Some(&i.sig.ident),
+        _ => None,
+    }
 }
 
 /// Whether an expression is one that rustc checks alone.

@@ -58,7 +58,8 @@ pub fn parse_options(tokens: TokenStream, function: &Ident, errors: &Errors) -> 
         read(&mut options, name, value, errors);
         seen.push(word);
     }
-    if !seen.iter().any(|w| w == "sig") {
+    // A wrong option may be a misspelled `sig`.
+    if !seen.iter().any(|w| w == "sig") && errors.is_empty() {
         errors.push(function, "K0240", format!("operation `{function}` needs its `sig`"), HELP);
     }
     if options.krate.is_empty() {

@@ -1,0 +1,25 @@
+//! The result of an operation is used over other axes than it has.
+
+use kiln::prelude::*;
+
+axes! { B: "batch", S: "sequence", D: "model" }
+
+/// y = x², element by element.
+#[op(sig = "b d -> b d", vjp = square_vjp)]
+pub fn square(x: &HostArray) -> HostArray {
+    HostArray::new(x.dims.clone(), x.data.iter().map(|x| x * x).collect())
+}
+
+/// x̄ = 2·x·ȳ.
+#[op(sig = "b d, b d -> b d")]
+pub fn square_vjp(x: &HostArray, dy: &HostArray) -> HostArray {
+    HostArray::new(x.dims.clone(), x.data.iter().zip(&dy.data).map(|(x, dy)| 2.0 * x * dy).collect())
+}
+
+/// Squares with the positions forgotten.
+#[layer]
+pub fn energy(x: Tensor<B, D>) -> Tensor<B> {
+    //~ K0507 square
+    let y: Tensor<B> = square(x);
+    y
+}
