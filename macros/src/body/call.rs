@@ -80,7 +80,7 @@ impl Lowering<'_> {
                     continue;
                 }
             };
-            self.assumptions.push(Assumption { sub, tokens, what });
+            self.assumptions.push(Assumption { sub, name: text(&m.receiver), tokens, what });
             args.push(operand);
         }
         if !ok {
@@ -88,7 +88,7 @@ impl Lowering<'_> {
         }
         let frame = self.frames.len() - 1;
         let span = position(&m.method);
-        let val = self.pend(Source::Call { frame, sub, args, span }, whole.to_token_stream());
+        let val = self.pend(Source::Call { frame, sub, name: text(&m.receiver), args, span }, whole.to_token_stream());
         match (&val, expected) {
             (Val::Pending(i), Some(expected)) => self.resolve(*i, expected),
             _ => val,

@@ -49,8 +49,8 @@ impl Lowering<'_> {
                     None => Val::Wrong,
                 }
             }
-            Source::Call { frame, sub, args, span } => {
-                self.assumptions.push(Assumption { sub, tokens, what: Assumed::Output(expected.clone()) });
+            Source::Call { frame, sub, name, args, span } => {
+                self.assumptions.push(Assumption { sub, name, tokens, what: Assumed::Output(expected.clone()) });
                 let node = call_node(sub, expected, self.values_at(&args, frame), span);
                 self.push_call(frame, node, expected)
             }
@@ -86,7 +86,8 @@ impl Lowering<'_> {
             return *r;
         }
         let below = path.split_once('.').map_or(path, |(_, rest)| rest).to_owned();
-        self.assumptions.push(Assumption { sub, tokens, what: Assumed::Param(below, ty.clone()) });
+        let name = self.sub_name(sub);
+        self.assumptions.push(Assumption { sub, name, tokens, what: Assumed::Param(below, ty.clone()) });
         let r = Ref { frame: 0, id: self.frames[0].builder.func.add_input(ty.clone(), path) };
         self.tied.insert(path.to_owned(), (sub, r));
         r
@@ -101,7 +102,7 @@ impl Lowering<'_> {
         let what = match &self.pending[i].source {
             // Whether it is an operation at all is the constant check's to say first.
             Source::Op { .. } => return,
-            Source::Call { sub, .. } => format!("the type of what `{}` returns", self.sub_name(*sub)),
+            Source::Call { name, .. } => format!("the type of what `{name}` returns"),
             Source::Tied { path, .. } => format!("the type of `{path}`"),
         };
         let help = "write it: `let y: Tensor<B, S, D> = ..;`";

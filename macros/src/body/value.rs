@@ -155,6 +155,8 @@ pub enum Source {
         frame: usize,
         /// Child.
         sub: usize,
+        /// What the body calls it.
+        name: String,
         /// Operands.
         args: Vec<Ref>,
         /// Position.
@@ -209,6 +211,8 @@ pub enum Demand {
 pub struct Assumption {
     /// Child.
     pub sub: usize,
+    /// What the body calls it: the variable of a loop, or the argument.
+    pub name: String,
     /// Where.
     pub tokens: TokenStream,
     /// What.

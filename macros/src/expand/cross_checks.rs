@@ -52,8 +52,8 @@ fn child(signature: &Signature, sub: usize) -> Option<&SubDecl> {
 
 /// `panic!` with the text, shown under all of the tokens: a macro call reaches from its first token to its last.
 pub fn panic_under(tokens: &TokenStream, text: &TokenStream) -> TokenStream {
-    // Names are looked up where the macro was called.
-    let at = |t: Option<TokenTree>| t.map_or_else(Span::call_site, |t| t.span()).resolved_at(Span::call_site());
+    // The user's own spans: rustc then shows the tokens alone, without the attribute that emitted the check.
+    let at = |t: Option<TokenTree>| t.map_or_else(Span::call_site, |t| t.span());
     let (first, last) = (at(tokens.clone().into_iter().next()), at(tokens.clone().into_iter().last()));
     let mut arguments = Group::new(Delimiter::Parenthesis, quote!("{}", #text));
     arguments.set_span(last);
@@ -66,8 +66,8 @@ fn as_item(check: &TokenStream) -> TokenStream {
 
 fn check_assumption(signature: &Signature, a: &Assumption) -> TokenStream {
     let krate = &signature.krate;
-    let Some((arg, sub)) = signature.subs().nth(a.sub) else { return TokenStream::new() };
-    let (name, child) = (arg.name.to_string(), &sub.child);
+    let Some(SubDecl { child, .. }) = child(signature, a.sub) else { return TokenStream::new() };
+    let name = &a.name;
     let sig = quote!(&<#child as #krate::__private::Layer>::SIG);
     let call = match &a.what {
         Assumed::Input(i, ty) => {

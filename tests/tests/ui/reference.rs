@@ -26,7 +26,8 @@ fn page(cases: &[Case], diagnostics: &Diagnostics) -> String {
         }
         for fail in fails {
             let said = diagnostics.get(&fail.example()).map_or(&[][..], Vec::as_slice);
-            let messages: String = said.iter().map(|s| message(&s.rendered, &fail.stem)).collect();
+            let messages: Vec<String> = said.iter().map(|s| message(&s.rendered, &fail.stem)).collect();
+            let messages = messages.join("\n");
             page.push_str(&format!("\n```rust,ignore\n{}```\n\n```text\n{messages}```\n", body(&fail.source)));
             if let Some(pass) = cases.iter().find(|c| c.kind == Kind::Pass && c.stem == fail.stem) {
                 page.push_str(&format!("\nCorrected:\n\n```rust,ignore\n{}```\n", body(&pass.source)));
