@@ -4,6 +4,10 @@
 //! gives zeros. So each launch is checked here before it is sent ([`CubeError`]), kernels are built once on the caller's thread,
 //! and a device that has failed refuses further work.
 
+mod library;
+
+pub use library::{Attention, Dot, DotTables, Loss, Window};
+
 use crate::kernels::{self, Rounding};
 use crate::layer::KernelDef;
 use cubecl::ir::{ElemType, FloatKind, IntKind, StorageType, Type, UIntKind};
@@ -131,6 +135,8 @@ pub struct Spec {
     pub cube_dim: u32,
     /// By bit, the outputs that are added to what is in memory.
     pub accumulate: u32,
+    /// Sizes and choices that the code of a library kernel is made for.
+    pub constants: [usize; 2],
     /// The program, for a region without an emitted kernel.
     pub program: Option<Program>,
 }
@@ -407,6 +413,7 @@ impl<R: Runtime> CubeDevice<R> {
             width,
             cube_dim,
             accumulate: 0,
+            constants: [0; 2],
             program: walked,
         };
         for (slot, &dtype) in dtypes.iter().enumerate() {
@@ -561,6 +568,7 @@ impl<R: Runtime> CubeDevice<R> {
             width: 1,
             cube_dim: self.shape.map_units,
             accumulate,
+            constants: [0; 2],
             program: None,
         };
         spec.types[0] = prepared.spec.types[slot];

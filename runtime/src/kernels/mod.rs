@@ -5,6 +5,7 @@
 
 mod arguments;
 mod column_sum;
+pub mod library;
 mod math;
 mod placeholders;
 mod position;

@@ -1,0 +1,405 @@
+//! Launches of library operations: plans built once from shapes, whose runs enqueue one launch or a few and allocate scratch from the pool.
+//!
+//! In: axes, sizes and element types. Out: results with the bits that sizes alone determine. Never waits for the device.
+
+use super::{Bound, Buffer, CubeDevice, CubeError, DefineFn, Handle, Spec, rounding};
+use crate::kernels::Rounding;
+use crate::kernels::library::{self, DOT_TILE};
+use cubecl::ir::{ElemType, FloatKind, IntKind, StorageType, Type, UIntKind};
+use cubecl::prelude::*;
+use kiln_compiler::fuse::kernel::MAX_DTYPES;
+use kiln_compiler::ir::{Axis, DType, Sizes};
+
+/// Most elements of a chunk of logits (16 MiB): large enough to fill a device, small beside a model.
+const LOGITS: usize = 1 << 22;
+
+/// Offsets of `dot_general`: for each index tuple of a group of axes the position in the operands and the result.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DotTables {
+    batch: [Vec<u32>; 3],
+    row: [Vec<u32>; 2],
+    k: [Vec<u32>; 2],
+    col: [Vec<u32>; 2],
+}
+
+/// Positions of all index tuples of `axes`, row-major, in a contiguous tensor over `shape`.
+fn offsets(axes: &[Axis], shape: &[Axis], sizes: &Sizes) -> Vec<u32> {
+    let mut at = vec![0];
+    for &axis in axes {
+        let place = shape.iter().position(|&a| a == axis);
+        let stride = place.map_or(0, |p| sizes.elements(&shape[p + 1..]));
+        at = at.iter().flat_map(|&base| (0..sizes.of(axis)).map(move |i| base + (i * stride) as u32)).collect();
+    }
+    at
+}
+
+/// `0, step, 2·step, ..`
+fn steps(n: usize, step: usize) -> Vec<u32> {
+    (0..n).map(|i| (i * step) as u32).collect()
+}
+
+impl DotTables {
+    /// The product of tensors over `a` and `b` that gives one over `c`: axes of both that are not in `c` are summed.
+    ///
+    /// # Errors
+    /// The axis of `c` that neither operand has, or the axis of one operand alone that `c` lacks.
+    pub fn new(a: &[Axis], b: &[Axis], c: &[Axis], sizes: &Sizes) -> Result<DotTables, Axis> {
+        let group = |keep: &dyn Fn(&Axis) -> bool| -> Vec<Axis> { c.iter().copied().filter(|x| keep(x)).collect() };
+        let batch = group(&|x| a.contains(x) && b.contains(x));
+        let row = group(&|x| a.contains(x) && !b.contains(x));
+        let col = group(&|x| b.contains(x) && !a.contains(x));
+        let k: Vec<Axis> = a.iter().copied().filter(|x| b.contains(x) && !c.contains(x)).collect();
+        let unknown = c.iter().find(|x| !a.contains(x) && !b.contains(x));
+        let lost = a.iter().chain(b).find(|x| !(c.contains(x) || a.contains(x) && b.contains(x)));
+        if let Some(&axis) = unknown.or(lost) {
+            return Err(axis);
+        }
+        let at = |axes: &[Axis], shape: &[Axis]| offsets(axes, shape, sizes);
+        Ok(DotTables {
+            batch: [at(&batch, a), at(&batch, b), at(&batch, c)],
+            row: [at(&row, a), at(&row, c)],
+            k: [at(&k, a), at(&k, b)],
+            col: [at(&col, b), at(&col, c)],
+        })
+    }
+
+    /// batches, M, N, K.
+    fn extents(&self) -> [usize; 4] {
+        [self.batch[0].len(), self.row[0].len(), self.col[0].len(), self.k[0].len()]
+    }
+
+    /// In the order that the kernel reads.
+    fn words(&self) -> Vec<u8> {
+        let [a, b, c] = &self.batch;
+        let all = [a, b, c, &self.row[0], &self.row[1], &self.k[0], &self.k[1], &self.col[0], &self.col[1]];
+        all.into_iter().flatten().flat_map(|x| x.to_le_bytes()).collect()
+    }
+}
+
+/// A planned `dot_general`.
+#[derive(Clone, Debug)]
+pub struct Dot {
+    table: Handle,
+    table_len: usize,
+    extents: [usize; 4],
+    types: [DType; 3],
+    round: Option<DType>,
+}
+
+/// A planned `attention` or its derivative.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Attention {
+    heads: usize,
+    group: usize,
+    s: usize,
+    t: usize,
+    head: usize,
+    causal: bool,
+}
+
+/// A planned `linear_cross_entropy` or its derivative: products of chunks of rows.
+#[derive(Clone, Debug)]
+pub struct Loss {
+    rows: usize,
+    vocab: usize,
+    chunks: Vec<LossChunk>,
+}
+
+/// One chunk of rows: its logits, and its parts of x̄ and w̄.
+#[derive(Clone, Debug)]
+struct LossChunk {
+    first: usize,
+    rows: usize,
+    logits: Dot,
+    dx: Dot,
+    dw: Dot,
+}
+
+/// A planned move of a window.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Window {
+    rows: usize,
+    x_row: usize,
+    y_row: usize,
+    from: usize,
+    to: usize,
+    len: usize,
+    clear: bool,
+}
+
+impl Attention {
+    /// Queries over prefix ++ \[R\]? ++ \[S, K\] and keys over prefix ++ \[T, K\].
+    pub fn new(q: &[Axis], k: &[Axis], sizes: &Sizes, causal: bool) -> Attention {
+        let last = |shape: &[Axis], from_end: usize| sizes.of(shape[shape.len() - from_end]);
+        let heads = sizes.elements(&q[..q.len() - 2]);
+        let groups = sizes.elements(&k[..k.len() - 2]);
+        Attention { heads, group: heads / groups.max(1), s: last(q, 2), t: last(k, 2), head: last(q, 1), causal }
+    }
+
+    fn indices(&self) -> [usize; 4] {
+        [self.heads, self.group, self.s, self.t]
+    }
+
+    fn scale(&self) -> f32 {
+        (1.0 / (self.head as f64).sqrt()) as f32
+    }
+}
+
+impl Window {
+    /// `len` positions of an axis with `inner` elements each, from position `from` of `x_size` to position `to` of `y_size`, for each of
+    /// `outer` rows; `clear` writes zeros beside it.
+    pub fn new(outer: usize, inner: usize, x: (usize, usize), y: (usize, usize), len: usize, clear: bool) -> Window {
+        let ((x_size, from), (y_size, to)) = (x, y);
+        Window {
+            rows: outer,
+            x_row: x_size * inner,
+            y_row: y_size * inner,
+            from: from * inner,
+            to: to * inner,
+            len: len * inner,
+            clear,
+        }
+    }
+}
+
+const F32: StorageType = StorageType::Scalar(ElemType::Float(FloatKind::F32));
+const I32: StorageType = StorageType::Scalar(ElemType::Int(IntKind::I32));
+const U32: StorageType = StorageType::Scalar(ElemType::UInt(UIntKind::U32));
+
+impl<R: Runtime> CubeDevice<R> {
+    /// The key of a library kernel: its name stands for its body, which no user's crate can change.
+    fn library_spec(&self, name: &str, types: &[DType], rounds: &[Option<DType>], constants: [usize; 2]) -> Spec {
+        let mut spec = Spec {
+            name: name.to_owned(),
+            hash: 0,
+            types: [F32; MAX_DTYPES],
+            roundings: [Rounding::None; MAX_DTYPES],
+            width: 1,
+            cube_dim: self.shape.map_units,
+            accumulate: 0,
+            constants,
+            program: None,
+        };
+        for (slot, &dtype) in types.iter().enumerate() {
+            spec.types[slot] = self.storage(dtype);
+            spec.roundings[slot] = rounding(dtype);
+        }
+        for (i, round) in rounds.iter().enumerate() {
+            spec.roundings[types.len() + i] = round.map_or(Rounding::None, rounding);
+        }
+        spec
+    }
+
+    fn bound<'a>(&self, buffer: &'a Buffer) -> Bound<'a> {
+        Bound { handle: &buffer.handle, len: buffer.len, ty: Type::new(self.storage(buffer.dtype)) }
+    }
+
+    /// One unit for each of `units`.
+    fn launch_units(
+        &self,
+        spec: &Spec,
+        define: DefineFn,
+        units: usize,
+        buffers: &[Bound<'_>],
+        indices: &[usize],
+        scalars: &[f32],
+    ) -> Result<(), CubeError> {
+        let cubes = units.div_ceil(spec.cube_dim as usize).max(1);
+        self.launch(spec, define, cubes, buffers, indices, scalars)
+    }
+
+    /// Uploads the tables of a product. `types` are those of a, b and c; sums are rounded to `round` before they are stored.
+    ///
+    /// # Errors
+    /// [`CubeError`] if the device has failed.
+    pub fn prepare_dot(&self, tables: &DotTables, types: [DType; 3], round: Option<DType>) -> Result<Dot, CubeError> {
+        self.check_healthy()?;
+        let words = tables.words();
+        let table = self.client.create_from_slice(&words);
+        Ok(Dot { table, table_len: words.len() / size_of::<u32>(), extents: tables.extents(), types, round })
+    }
+
+    /// c = a·b, or c += a·b.
+    ///
+    /// # Errors
+    /// [`CubeError`] if the launch is refused.
+    pub fn dot(&self, dot: &Dot, a: &Buffer, b: &Buffer, c: &Buffer, accumulate: bool) -> Result<(), CubeError> {
+        let mut spec = self.library_spec("dot_general", &dot.types, &[dot.round], [0; 2]);
+        spec.accumulate = u32::from(accumulate);
+        let table = Bound { handle: &dot.table, len: dot.table_len, ty: Type::new(U32) };
+        let buffers = [self.bound(a), self.bound(b), table, self.bound(c)];
+        let [batches, m, n, _] = dot.extents;
+        let units = batches * m.div_ceil(DOT_TILE) * n.div_ceil(DOT_TILE);
+        self.launch_units(&spec, library::define_dot, units, &buffers, &dot.extents, &[])
+    }
+
+    /// o and lse of q, k and v; o is rounded to `round` before it is stored.
+    ///
+    /// # Errors
+    /// [`CubeError`] if the launch is refused.
+    pub fn attention(
+        &self,
+        plan: &Attention,
+        [q, k, v]: [&Buffer; 3],
+        [o, lse]: [&Buffer; 2],
+        round: Option<DType>,
+    ) -> Result<(), CubeError> {
+        let types = [q.dtype, k.dtype, v.dtype, o.dtype];
+        let spec = self.library_spec("attention", &types, &[round], [plan.head, usize::from(plan.causal)]);
+        let buffers = [q, k, v, o, lse].map(|b| self.bound(b));
+        let units = plan.heads * plan.s;
+        self.launch_units(&spec, library::define_attention, units, &buffers, &plan.indices(), &[plan.scale()])
+    }
+
+    /// q̄, k̄ and v̄ of q, k, v, o, lse and ō; each is rounded before it is stored.
+    ///
+    /// # Errors
+    /// [`CubeError`] if a launch is refused.
+    pub fn attention_vjp(
+        &self,
+        plan: &Attention,
+        [q, k, v, o, lse, d_o]: [&Buffer; 6],
+        [d_q, d_k, d_v]: [&Buffer; 3],
+        rounds: [Option<DType>; 3],
+    ) -> Result<(), CubeError> {
+        let constants = [plan.head, usize::from(plan.causal)];
+        let delta = self.empty(DType::F32, plan.heads * plan.s)?;
+        let types = [q.dtype, k.dtype, o.dtype, d_q.dtype];
+        let spec = self.library_spec("attention_queries", &types, &rounds[..1], constants);
+        let buffers = [q, k, v, o, lse, d_o, d_q, &delta].map(|b| self.bound(b));
+        let (indices, scale) = (plan.indices(), [plan.scale()]);
+        let units = plan.heads * plan.s;
+        self.launch_units(&spec, library::define_attention_queries, units, &buffers, &indices, &scale)?;
+        let types = [q.dtype, k.dtype, o.dtype, d_k.dtype];
+        let spec = self.library_spec("attention_keys", &types, &rounds[1..], constants);
+        let buffers = [q, k, v, lse, d_o, &delta, d_k, d_v].map(|b| self.bound(b));
+        let units = plan.heads / plan.group.max(1) * plan.t;
+        self.launch_units(&spec, library::define_attention_keys, units, &buffers, &indices, &scale)
+    }
+
+    /// Plans the loss of `rows` rows of x against a `vocab` × D weight, all of the given types. `rounds` are those of x̄ and w̄.
+    ///
+    /// # Errors
+    /// [`CubeError`] if the device has failed.
+    pub fn prepare_loss(
+        &self,
+        [rows, vocab, d]: [usize; 3],
+        [x, w, dx, dw]: [DType; 4],
+        rounds: [Option<DType>; 2],
+    ) -> Result<Loss, CubeError> {
+        let most = (LOGITS / vocab.max(1)).clamp(1, rows.max(1));
+        let mut chunks = Vec::new();
+        for first in (0..rows).step_by(most) {
+            let n = most.min(rows - first);
+            let start = (first * d) as u32;
+            let logits = DotTables {
+                batch: [vec![start], vec![0], vec![0]],
+                row: [steps(n, d), steps(n, vocab)],
+                k: [steps(d, 1), steps(d, 1)],
+                col: [steps(vocab, d), steps(vocab, 1)],
+            };
+            let of_x = DotTables {
+                batch: [vec![0], vec![0], vec![start]],
+                row: [steps(n, vocab), steps(n, d)],
+                k: [steps(vocab, 1), steps(vocab, d)],
+                col: [steps(d, 1), steps(d, 1)],
+            };
+            let of_w = DotTables {
+                batch: [vec![0], vec![start], vec![0]],
+                row: [steps(vocab, 1), steps(vocab, d)],
+                k: [steps(n, vocab), steps(n, d)],
+                col: [steps(d, 1), steps(d, 1)],
+            };
+            chunks.push(LossChunk {
+                first,
+                rows: n,
+                logits: self.prepare_dot(&logits, [x, w, DType::F32], None)?,
+                dx: self.prepare_dot(&of_x, [DType::F32, w, dx], rounds[0])?,
+                dw: self.prepare_dot(&of_w, [DType::F32, x, dw], rounds[1])?,
+            });
+        }
+        Ok(Loss { rows, vocab, chunks })
+    }
+
+    /// Scratch for the logits of the largest chunk.
+    fn logits(&self, loss: &Loss) -> Result<Buffer, CubeError> {
+        let most = loss.chunks.iter().map(|c| c.rows).max().unwrap_or(0);
+        self.empty(DType::F32, most * loss.vocab)
+    }
+
+    /// sum, count and lse of x, w and targets.
+    ///
+    /// # Errors
+    /// [`CubeError`] if a launch is refused.
+    pub fn loss(
+        &self,
+        plan: &Loss,
+        [x, w, targets]: [&Buffer; 3],
+        [sum, count, lse]: [&Buffer; 3],
+    ) -> Result<(), CubeError> {
+        let logits = self.logits(plan)?;
+        let of_rows = [self.empty(DType::F32, plan.rows)?, self.empty(DType::F32, plan.rows)?];
+        let mut spec = self.library_spec("loss_rows", &[], &[], [0; 2]);
+        spec.cube_dim = self.shape.row_units;
+        for chunk in &plan.chunks {
+            self.dot(&chunk.logits, x, w, &logits, false)?;
+            let buffers = [&logits, targets, lse, &of_rows[0], &of_rows[1]].map(|b| self.bound(b));
+            let cubes = chunk.rows.clamp(1, self.max_cubes());
+            let indices = [chunk.first, chunk.rows, plan.vocab];
+            self.launch(&spec, library::define_loss_rows, cubes, &buffers, &indices, &[])?;
+        }
+        spec.name = "loss_sum".to_owned();
+        let buffers = [&of_rows[0], &of_rows[1], sum, count].map(|b| self.bound(b));
+        self.launch(&spec, library::define_loss_sum, 1, &buffers, &[plan.rows], &[])
+    }
+
+    /// x̄ and w̄ of x, w, targets, lse and s̄; w̄ may be added to.
+    ///
+    /// # Errors
+    /// [`CubeError`] if a launch is refused.
+    pub fn loss_vjp(
+        &self,
+        plan: &Loss,
+        [x, w, targets, lse, d_sum]: [&Buffer; 5],
+        [dx, dw]: [&Buffer; 2],
+        accumulate: bool,
+    ) -> Result<(), CubeError> {
+        let logits = self.logits(plan)?;
+        let spec = self.library_spec("loss_gradient", &[], &[], [0; 2]);
+        for (i, chunk) in plan.chunks.iter().enumerate() {
+            self.dot(&chunk.logits, x, w, &logits, false)?;
+            let buffers = [&logits, targets, lse, d_sum].map(|b| self.bound(b));
+            let indices = [chunk.first, chunk.rows, plan.vocab];
+            let units = chunk.rows * plan.vocab;
+            self.launch_units(&spec, library::define_loss_gradient, units, &buffers, &indices, &[])?;
+            self.dot(&chunk.dx, &logits, w, dx, false)?;
+            self.dot(&chunk.dw, &logits, x, dw, accumulate || i > 0)?;
+        }
+        Ok(())
+    }
+
+    /// order, starts and ends of ids below `bins`.
+    ///
+    /// # Errors
+    /// [`CubeError`] if the launch is refused.
+    pub fn sort_index(&self, ids: &Buffer, bins: usize, results: [&Buffer; 3]) -> Result<(), CubeError> {
+        let spec = self.library_spec("sort_index", &[], &[], [0; 2]);
+        let integers = |b: &'_ Buffer| b.dtype == DType::I32;
+        debug_assert!(integers(ids) && results.iter().all(|b| integers(b)), "positions are {I32:?}");
+        let [order, starts, ends] = results;
+        let buffers = [ids, order, starts, ends].map(|b| self.bound(b));
+        self.launch_units(&spec, library::define_sort_index, bins, &buffers, &[ids.len, bins], &[])
+    }
+
+    /// Moves a window of x into y.
+    ///
+    /// # Errors
+    /// [`CubeError`] if the launch is refused.
+    pub fn window(&self, plan: &Window, x: &Buffer, y: &Buffer) -> Result<(), CubeError> {
+        let spec = self.library_spec("window", &[x.dtype, y.dtype], &[], [usize::from(plan.clear), 0]);
+        let Window { rows, x_row, y_row, from, to, len, .. } = *plan;
+        let buffers = [self.bound(x), self.bound(y)];
+        let indices = [rows, x_row, y_row, from, to, len];
+        self.launch_units(&spec, library::define_window, rows * y_row, &buffers, &indices, &[])
+    }
+}

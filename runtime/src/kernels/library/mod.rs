@@ -1,0 +1,17 @@
+//! Kernels of library operations: what is not a fused region. Each file holds the kernel and how a launch builds it; the arguments of a
+//! launch are put together in `device/cube/library.rs`.
+
+mod attention;
+mod dot;
+mod loss;
+mod sort;
+mod window;
+
+pub use attention::{define_attention, define_attention_keys, define_attention_queries};
+pub use dot::define_dot;
+pub use loss::{define_loss_gradient, define_loss_rows, define_loss_sum};
+pub use sort::define_sort_index;
+pub use window::define_window;
+
+/// Rows and columns of the results that one unit of [`define_dot`] keeps in registers.
+pub const DOT_TILE: usize = 4;
