@@ -63,7 +63,7 @@ pub const TIERS: &[Tier] = &[
     Tier {
         name: "differential",
         question: "do the host and wgpu compute what the interpreter computes?",
-        commands: &[&["--test", "kernels", "--test", "registered"]],
+        commands: &[&["--test", "kernels", "--test", "registered", "--test", "library"]],
     },
     Tier {
         name: "plan",
