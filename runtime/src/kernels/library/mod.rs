@@ -1,6 +1,9 @@
 //! Kernels of library operations: what is not a fused region. Each file holds the kernel and how a launch builds it; the arguments of a
 //! launch are put together in `device/cube/library.rs`.
 
+// CubeCL's integers have no `div_ceil`.
+#![allow(clippy::manual_div_ceil)]
+
 mod attention;
 mod dot;
 mod loss;
