@@ -1,5 +1,5 @@
-//! The kernels of every registered layer of the examples: each region on the host and on wgpu against the f64 interpreter, and none missing
-//! from the tables when a model is linked.
+//! The kernels of every registered layer of the examples: each region on the host and on wgpu against the f64 interpreter, none missing from
+//! the tables when a model is linked, and the parsed body equal to the recorded one.
 
 use kiln::check::kernels::{EXTENTS, KernelCase, cases};
 use kiln::device::wgpu::{self, Device};
@@ -36,6 +36,7 @@ fn main() {
     ] {
         trials.push(Trial::test(format!("linked/{name}"), move || none_missing(tensor, keep)));
     }
+    trials.push(Trial::test("recorded/every layer", recorded));
     libtest_mimic::run(&arguments, trials).exit();
 }
 
@@ -110,6 +111,19 @@ fn check_table(root: &'static LayerDef, sizes: &Sizes, tensor: usize, keep: Keep
             }
         }
         assert!(regions > 0, "`{}` has regions", root.name);
+    }
+    Ok(())
+}
+
+/// What a body records on tracing tensors is what the macro parsed, for every layer of the examples.
+fn recorded() -> Result<(), Failed> {
+    let report = kiln::check::recordings()?;
+    for layer in
+        ["attention", "block", "classifier", "gpt", "gpt_logits", "linear", "mlp", "mlp_logits", "swiglu", "trunk"]
+    {
+        if !report.compared.iter().any(|name| name == layer) {
+            return Err(format!("`{layer}` is not among {:?}", report.compared).into());
+        }
     }
     Ok(())
 }

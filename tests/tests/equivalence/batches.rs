@@ -1,7 +1,9 @@
 //! Micro-batches equal one batch however unevenly their targets count, and any number of threads gives the same bits.
 
+use kiln::optim::{AdamW, Optimizer, Sgd};
 use kiln::prelude::sizes;
 use kiln::ranks::Mesh;
+use kiln::scaler::ScalerOptions;
 use kiln::trainer::Trainer;
 use kiln::{DType, Sizes};
 use kiln_tests::models::*;
@@ -72,6 +74,32 @@ fn a_batch_without_targets_is_refused_and_changes_nothing() {
     let short = (&ids[1..], &next);
     assert!(trainer.step(&short).expect_err("an input is short").to_string().contains("K0805"));
     assert!(trainer.state(&[]) == before);
+}
+
+#[test]
+fn narrow_copies_follow_the_weights() {
+    let sgd = Optimizer::Sgd(Sgd { nesterov: true, ..Sgd::default() });
+    for (precision, optimizer) in [(DType::Bf16, Optimizer::AdamW(AdamW::default())), (DType::F16, sgd)] {
+        for mesh in [Mesh::ONE, Mesh { data: 1, tensor: 2 }] {
+            let start = || {
+                let options = ScalerOptions { init_scale: 64.0, ..ScalerOptions::default() };
+                let trainer = Trainer::<Dropped>::new(small()).precision(precision).loss_scaling(options).mesh(mesh);
+                trainer.optimizer(optimizer).threads(4).seed(2).build().expect("the model is sound")
+            };
+            let (mut trained, mut copied) = (start(), start());
+            let first = trained.evaluate([&batch(&small(), 9)]).expect("a sound batch");
+            for step in 0..3 {
+                assert!(!trained.step(&batch(&small(), step)).expect("a sound step").skipped);
+            }
+            // Setting a parameter writes its narrow copies anew.
+            for (path, values) in params(&trained) {
+                assert!(copied.set_param(&path, &values), "{path}");
+            }
+            let [a, b] = [&mut trained, &mut copied].map(|t| t.evaluate([&batch(&small(), 9)]).expect("a sound batch"));
+            assert_eq!(a.to_bits(), b.to_bits(), "{precision}, {mesh:?}");
+            assert_ne!(a, first);
+        }
+    }
 }
 
 #[test]
