@@ -18,17 +18,6 @@ fn compiled(source: &str) -> Compiled {
     compile(args, item)
 }
 
-/// The mistakes of a layer as `line:column CODE`, and their full text.
-#[expect(dead_code, reason = "tests of diagnostics follow")]
-fn mistakes(source: &str) -> Vec<(String, String)> {
-    let c = compiled(source);
-    let place = |r: &crate::diagnostics::Reported| {
-        let at = r.span().start();
-        format!("{}:{} {}", at.line, at.column + 1, r.diagnostic.code)
-    };
-    c.diagnosed.list.iter().map(|r| (place(r), r.diagnostic.to_string())).collect()
-}
-
 /// The IR of a layer without mistakes.
 fn ir(source: &str) -> String {
     let c = compiled(source);

@@ -24,15 +24,25 @@ fn ir_of_the_models() {
     }
 }
 
+/// Prints the median expansion of each layer (`--nocapture`), tokens in, tokens out.
 #[test]
 fn largest_layer_expands_quickly() {
-    // The contract is 10 ms of an optimised macro; tests run at opt-level 1 beside others.
-    const LIMIT_MS: u128 = 100;
-    let start = Instant::now();
+    // The contract is 10 ms in the profile of `cargo check`, whose macros are optimised; tests run at opt-level 1 beside others.
+    const LIMIT_MS: f64 = 50.0;
+    const RUNS: usize = 21;
+    let mut largest = 0.0f64;
     for source in layers() {
-        let c = compiled(source);
-        let tokens = crate::expand::expand(&c);
-        assert!(!tokens.is_empty());
+        let mut runs: Vec<f64> = (0..RUNS)
+            .map(|_| {
+                let start = Instant::now();
+                assert!(!crate::expand::expand(&compiled(source)).is_empty());
+                1e3 * start.elapsed().as_secs_f64()
+            })
+            .collect();
+        runs.sort_by(f64::total_cmp);
+        let name = source.split("fn ").nth(1).and_then(|rest| rest.split('(').next()).unwrap_or_default();
+        println!("{name}: median {:.2} ms of {RUNS}", runs[RUNS / 2]);
+        largest = largest.max(runs[RUNS / 2]);
     }
-    assert!(start.elapsed().as_millis() < LIMIT_MS, "{:?} for all models", start.elapsed());
+    assert!(largest < LIMIT_MS, "the largest layer expands in {largest:.1} ms");
 }

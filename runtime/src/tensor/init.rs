@@ -46,7 +46,7 @@ pub fn init<L: Layer + Parts>(sizes: &Sizes, seed: u64) -> Result<L, InitError> 
     init_with(sizes, seed, &BTreeMap::new())
 }
 
-/// As [`init`], with values of `#[config]` arguments by `name` or `layer.name`, as a trainer takes them.
+/// As [`init()`], with values of `#[config]` arguments by `name` or `layer.name`, as a trainer takes them.
 pub fn init_with<L: Layer + Parts>(
     sizes: &Sizes,
     seed: u64,
