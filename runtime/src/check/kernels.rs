@@ -77,13 +77,13 @@ pub struct KernelCase {
     pub emitted: Option<&'static KernelDef>,
 }
 
-/// All regions of all registered layers, each distinct one of a layer once.
+/// All regions of all registered layers and of the layers below them, instances of generic ones among them; each distinct one of a layer once.
 ///
 /// # Errors
 /// [`CheckError::Layer`] if a layer's IR cannot be read or differentiated.
 pub fn cases() -> Result<Vec<KernelCase>, CheckError> {
     let mut all = Vec::new();
-    for def in crate::layers() {
+    for def in super::every_layer() {
         let fail = |why: String| CheckError::Layer { layer: def.name.to_owned(), why };
         let layer = layer(def)?;
         for named in variants::regions(&layer).map_err(|e| fail(e.diagnostic.to_string()))? {
