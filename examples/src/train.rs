@@ -345,7 +345,7 @@ impl Run {
             bigram.nats_per_byte(&pairs),
             bigram.alpha()
         ));
-        let text = generate::text(&self.config, &self.trainer.state(&[]), &GenerateArgs::default())?;
+        let text = generate::text(&self.config, &self.trainer.state(&[])?, &GenerateArgs::default())?;
         let step = self.trainer.steps_done();
         self.folder.write(&self.folder.samples().join(format!("step-{step:06}.txt")), &text)?;
         print_note(&format!("sample:\n{text}"));

@@ -30,6 +30,7 @@ pub mod session;
 mod sig_check;
 pub mod state;
 pub mod step;
+mod submit;
 pub mod tensor;
 pub mod trainer;
 pub mod user_op;

@@ -261,9 +261,14 @@ impl LayerType {
 }
 
 impl Model {
+    /// Every emitted kernel of the model's layers.
+    pub fn kernels(&self) -> impl Iterator<Item = &'static KernelDef> {
+        self.types.iter().flat_map(|t| t.kernels)
+    }
+
     /// The emitted kernel of a region with this structural hash; any layer's serves, since the hash stands for all of its body.
     pub fn kernel(&self, hash: u64) -> Option<&'static KernelDef> {
-        self.types.iter().flat_map(|t| t.kernels).find(|k| k.hash == hash)
+        self.kernels().find(|k| k.hash == hash)
     }
 }
 

@@ -1,5 +1,6 @@
 //! Optimizers as numbers: hyper-parameters, the scalars of one step, and which parameters decay. Devices do the arithmetic.
 
+use crate::device::Update;
 use serde::{Deserialize, Serialize};
 
 /// The update rule of every parameter.
@@ -123,6 +124,15 @@ pub struct SgdStep {
 }
 
 impl Optimizer {
+    /// The scalars of step `t` (from 1) for both groups, as devices take them.
+    pub fn update(&self, lr: f64, t: u64, grad_factor: f64) -> Update {
+        const GROUPS: [Group; 2] = [Group::Decay, Group::NoDecay];
+        match self {
+            Optimizer::AdamW(o) => Update::AdamW(GROUPS.map(|g| o.step(lr, t, grad_factor, g))),
+            Optimizer::Sgd(o) => Update::Sgd(GROUPS.map(|g| o.step(lr, grad_factor, g))),
+        }
+    }
+
     /// Moments that it keeps for each parameter, named as in the state file.
     pub fn moments(&self) -> &'static [&'static str] {
         match self {

@@ -1,9 +1,10 @@
 //! Ranks: the engines of a mesh as threads of one process, and what a step asks of all of them together.
 
+use crate::device::{Copied, DeviceError, Queue, Report, StepEnd, Target};
 use crate::exec::comm::{Comm, Member};
-use crate::exec::{Engine, EngineError, EngineOptions, HostInput, Mode, Run};
+use crate::exec::{Engine, EngineOptions, HostInput, Kind, Mode, Run};
 use crate::link::{self, LinkError, LinkOptions, Model};
-use crate::optim::{Group, Optimizer};
+use crate::optim::Optimizer;
 use crate::plan::Plan;
 use std::sync::Arc;
 
@@ -79,6 +80,10 @@ impl Ranks {
             let (d, t) = (rank / mesh.tensor, rank % mesh.tensor);
             let mut options = engine_options(&model);
             options.threads = threads_of(options.threads, mesh.world_size());
+            if mesh.world_size() > 1 && !matches!(options.target, Target::Host) {
+                let what = "runs one rank; more ranks need `--device host`".to_owned();
+                return Err(DeviceError::Unsupported { device: options.target.name(), what }.into());
+            }
             let engine = Engine::new(&model, train, evaluate, &options, Member { comm: tensor[d].clone(), rank: t })?;
             all.push(Rank { model, engine, data: Member { comm: data[t].clone(), rank: d } });
         }
@@ -130,27 +135,54 @@ impl Ranks {
         })
     }
 
+    /// As [`Ranks::each`], for what can fail; the first failure in the order of ranks.
+    fn try_each<T: Send>(
+        &mut self,
+        f: impl Fn(usize, &mut Rank) -> Result<T, DeviceError> + Sync,
+    ) -> Result<Vec<T>, DeviceError> {
+        self.each(f).into_iter().collect()
+    }
+
+    /// Bytes copied between the host and the devices of all ranks so far.
+    pub fn copied(&self) -> Copied {
+        let sum = |a: Copied, b: Copied| Copied { h2d: a.h2d + b.h2d, d2h: a.d2h + b.d2h };
+        self.all.iter().map(|r| r.engine.device().copied()).fold(Copied::default(), sum)
+    }
+
     /// Initial values on every rank.
-    pub fn initialise(&mut self, seed: u64) {
-        self.each(|_, r| r.engine.initialise(&r.model, seed));
+    ///
+    /// # Errors
+    /// [`DeviceError`] if a device fails.
+    pub fn initialise(&mut self, seed: u64) -> Result<(), DeviceError> {
+        self.try_each(|_, r| r.engine.initialise(&r.model, seed)).map(|_| ())
     }
 
     /// Runs a plan over a whole batch, whose inputs hold `parts()` parts one after another. Training sums each rank's gradients
     /// over its micro-batches, and over earlier runs of the step: this is run number `pass` of it, and run 0 overwrites.
-    pub fn run(&mut self, mode: Mode, inputs: &[HostInput<'_>], step: u64, pass: usize, loss_scale: f32) -> Sums {
+    ///
+    /// # Errors
+    /// [`DeviceError`] if a device fails.
+    pub fn run(
+        &mut self,
+        mode: Mode,
+        inputs: &[HostInput<'_>],
+        step: u64,
+        pass: usize,
+        loss_scale: f32,
+    ) -> Result<Sums, DeviceError> {
         let (mesh, accumulate, parts) = (self.mesh, self.accumulate, self.parts_of(pass));
-        let sums = self.each(|i, r| {
+        let sums = self.try_each(|i, r| {
             let mut sums = Sums::default();
             for micro in 0..accumulate {
-                let (micro, part) = parts.write(mode, inputs, micro, i, r);
-                r.engine.run(mode, Run { step, micro, part, loss_scale });
-                sums.loss += f64::from(r.engine.output_scalar(mode, 0));
-                sums.count += f64::from(r.engine.output_scalar(mode, 1));
+                let (micro, part) = parts.write(mode, inputs, micro, i, r)?;
+                r.engine.run(mode, Run { step, micro, part, loss_scale })?;
+                sums.loss += f64::from(r.engine.output_scalar(mode, 0)?);
+                sums.count += f64::from(r.engine.output_scalar(mode, 1)?);
             }
-            sums
-        });
+            Ok(sums)
+        })?;
         let of_data = sums.iter().step_by(mesh.tensor);
-        of_data.fold(Sums::default(), |a, b| Sums { loss: a.loss + b.loss, count: a.count + b.count })
+        Ok(of_data.fold(Sums::default(), |a, b| Sums { loss: a.loss + b.loss, count: a.count + b.count }))
     }
 
     fn parts_of(&self, pass: usize) -> Parts {
@@ -158,33 +190,85 @@ impl Ranks {
     }
 
     /// Sums the gradients over data ranks, once after the last run of a step.
-    pub fn reduce_grads(&mut self) {
-        self.each(|_, r| r.data.all_reduce(r.engine.grads_mut()));
+    ///
+    /// # Errors
+    /// [`DeviceError`] if a device fails.
+    pub fn reduce_grads(&mut self) -> Result<(), DeviceError> {
+        self.try_each(|_, r| r.engine.device_mut().reduce_gradients(&r.data)).map(|_| ())
     }
 
     /// Sum of squares of the whole gradient: parts are summed over their ranks, what all ranks hold is counted once.
-    pub fn grad_sum_of_squares(&mut self) -> f64 {
+    ///
+    /// # Errors
+    /// [`DeviceError`] if a device fails.
+    pub fn grad_sum_of_squares(&mut self) -> Result<f64, DeviceError> {
         let tensor = self.mesh.tensor;
-        let sums = self.each(|_, r| r.engine.grad_sums_of_squares());
-        sums[0].0 + sums[..tensor].iter().map(|s| s.1).sum::<f64>()
+        let sums = self.try_each(|_, r| r.engine.device_mut().gradient_squares())?;
+        Ok(sums[0].0 + sums[..tensor].iter().map(|s| s.1).sum::<f64>())
     }
 
     /// Whether all gradients of all ranks are finite.
-    pub fn grads_finite(&mut self) -> bool {
-        self.each(|_, r| r.engine.grads_finite()).into_iter().all(|finite| finite)
+    ///
+    /// # Errors
+    /// [`DeviceError`] if a device fails.
+    pub fn grads_finite(&mut self) -> Result<bool, DeviceError> {
+        Ok(self.try_each(|_, r| r.engine.device_mut().gradients_finite())?.into_iter().all(|finite| finite))
     }
 
     /// One optimizer step on every rank.
-    pub fn update(&mut self, optimizer: Optimizer, lr: f64, t: u64, grad_factor: f64) {
-        let group = |decays: bool| if decays { Group::Decay } else { Group::NoDecay };
-        self.each(|_, r| match optimizer {
-            Optimizer::AdamW(o) => r.engine.adamw(|d| o.step(lr, t, grad_factor, group(d))),
-            Optimizer::Sgd(o) => r.engine.sgd(|d| o.step(lr, grad_factor, group(d))),
-        });
+    ///
+    /// # Errors
+    /// [`DeviceError`] if a device fails.
+    pub fn update(&mut self, optimizer: Optimizer, lr: f64, t: u64, grad_factor: f64) -> Result<(), DeviceError> {
+        let update = optimizer.update(lr, t, grad_factor);
+        self.try_each(|_, r| r.engine.device_mut().update(&update)).map(|_| ())
+    }
+
+    /// Whether steps can be submitted without waiting.
+    pub fn queues(&mut self) -> bool {
+        self.all.len() == 1 && self.all[0].engine.device_mut().queue().is_some()
+    }
+
+    /// The device of the only rank, which queues.
+    fn queue(&mut self) -> &mut dyn Queue {
+        self.all[0].engine.device_mut().queue().expect("callers ask `queues` first")
+    }
+
+    /// Enqueues a whole training step.
+    ///
+    /// # Errors
+    /// [`DeviceError`] if the device fails.
+    pub fn submit(&mut self, inputs: &[HostInput<'_>], step: u64, end: &StepEnd) -> Result<(), DeviceError> {
+        let (parts, loss_scale) = (self.parts_of(0), end.loss_scale);
+        for micro in 0..self.accumulate {
+            let (micro, part) = parts.write(Mode::Train, inputs, micro, 0, &mut self.all[0])?;
+            self.all[0].engine.run(Mode::Train, Run { step, micro, part, loss_scale })?;
+            self.queue().collect(micro == 0)?;
+        }
+        self.queue().end_step(end)
+    }
+
+    /// Waits, and reads the report of the last submitted step.
+    ///
+    /// # Errors
+    /// [`DeviceError`] if the device has failed.
+    pub fn report(&mut self) -> Result<Report, DeviceError> {
+        self.queue().report()
+    }
+
+    /// Lets weights change again after a failed step.
+    ///
+    /// # Errors
+    /// [`DeviceError`] if the device fails.
+    pub fn forgive(&mut self) -> Result<(), DeviceError> {
+        self.queue().forgive()
     }
 
     /// Does run `pass` of a step again and returns the first value that is not finite, of the first micro-batch that has one: its
     /// step in the plan and its name.
+    ///
+    /// # Errors
+    /// [`DeviceError`] if a device fails.
     pub fn first_non_finite(
         &mut self,
         mode: Mode,
@@ -192,43 +276,55 @@ impl Ranks {
         step: u64,
         pass: usize,
         loss_scale: f32,
-    ) -> Option<(usize, String)> {
+    ) -> Result<Option<(usize, String)>, DeviceError> {
         let parts = self.parts_of(pass);
-        (0..self.accumulate).find_map(|micro| {
+        for micro in 0..self.accumulate {
             // All ranks run all steps, or those that find nothing would wait at a collective for the one that did.
-            let found = self.each(|i, r| {
-                let (micro, part) = parts.write(mode, inputs, micro, i, r);
-                r.engine.first_non_finite(mode, Run { step, micro, part, loss_scale })
-            });
-            found.into_iter().flatten().min_by_key(|(step, _)| *step)
-        })
+            let found = self.try_each(|i, r| {
+                let (micro, part) = parts.write(mode, inputs, micro, i, r)?;
+                r.engine.device_mut().first_non_finite(mode, Run { step, micro, part, loss_scale })
+            })?;
+            if let Some(first) = found.into_iter().flatten().min_by_key(|(step, _)| *step) {
+                return Ok(Some(first));
+            }
+        }
+        Ok(None)
     }
 
-    /// A whole parameter-shaped tensor, put together from the ranks' parts. `read` gives a rank's part.
-    pub fn gather(&self, p: usize, read: impl Fn(&Engine) -> &[f32]) -> Vec<f32> {
+    /// A whole tensor of parameter `p`, put together from the ranks' parts.
+    ///
+    /// # Errors
+    /// [`DeviceError`] if a device fails.
+    pub fn gather(&self, kind: Kind, p: usize) -> Result<Vec<f32>, DeviceError> {
         let whole: usize = self.model().params[p].dims.iter().product();
         let mut out = vec![0.0; whole];
         for r in &self.all[..self.mesh.tensor] {
-            for (i, &x) in read(&r.engine).iter().enumerate() {
+            for (i, x) in r.engine.values(kind, p)?.into_iter().enumerate() {
                 out[r.model.params[p].global_index(i)] = x;
             }
         }
-        out
+        Ok(out)
     }
 
-    /// Sets a parameter-shaped tensor on every rank. `write` gives a rank's part.
-    pub fn scatter(&mut self, p: usize, whole: &[f32], write: impl Fn(&mut Engine) -> &mut [f32]) {
+    /// Sets a tensor of parameter `p` on every rank; after weights, [`Ranks::write_shadows`] is due.
+    ///
+    /// # Errors
+    /// [`DeviceError`] if a device fails.
+    pub fn scatter(&mut self, kind: Kind, p: usize, whole: &[f32]) -> Result<(), DeviceError> {
         for r in &mut self.all {
             let param = &r.model.params[p];
-            for (i, x) in write(&mut r.engine).iter_mut().enumerate() {
-                *x = whole[param.global_index(i)];
-            }
+            let part: Vec<f32> = (0..param.len()).map(|i| whole[param.global_index(i)]).collect();
+            r.engine.set_values(kind, p, &part)?;
         }
+        Ok(())
     }
 
     /// Writes the shadows of every rank from its masters.
-    pub fn write_shadows(&mut self) {
-        self.each(|_, r| r.engine.write_shadows());
+    ///
+    /// # Errors
+    /// [`DeviceError`] if a device fails.
+    pub fn write_shadows(&mut self) -> Result<(), DeviceError> {
+        self.try_each(|_, r| r.engine.device_mut().write_shadows()).map(|_| ())
     }
 }
 
@@ -242,12 +338,19 @@ struct Parts {
 
 impl Parts {
     /// Writes rank `i`'s part of micro-batch `micro` into its engine; returns micro-batch and part as the whole step counts them.
-    fn write(self, mode: Mode, inputs: &[HostInput<'_>], micro: usize, i: usize, rank: &mut Rank) -> (usize, usize) {
+    fn write(
+        self,
+        mode: Mode,
+        inputs: &[HostInput<'_>],
+        micro: usize,
+        i: usize,
+        rank: &mut Rank,
+    ) -> Result<(usize, usize), DeviceError> {
         let parts = self.mesh.data * self.accumulate;
         let part = micro * self.mesh.data + i / self.mesh.tensor;
         let slices: Vec<HostInput<'_>> = inputs.iter().map(|x| x.part(part, parts)).collect();
-        rank.engine.write_inputs(mode, &slices);
-        (self.pass * self.accumulate + micro, self.pass * parts + part)
+        rank.engine.write_inputs(mode, &slices)?;
+        Ok((self.pass * self.accumulate + micro, self.pass * parts + part))
     }
 }
 
@@ -274,7 +377,7 @@ pub enum RanksError {
     Link(#[from] LinkError),
     /// The device cannot run it.
     #[error(transparent)]
-    Engine(#[from] EngineError),
+    Device(#[from] DeviceError),
 }
 
 /// Model and plans of every rank, in the order of ranks.

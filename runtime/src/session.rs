@@ -1,8 +1,9 @@
 //! Session: inference over saved parameters. A root layer, sizes and a state file become a function.
 
 use crate::batch::{self, HostBatch};
+use crate::device::Target;
 use crate::exec::comm::Member;
-use crate::exec::{Engine, EngineOptions, Mode, Run};
+use crate::exec::{Engine, EngineOptions, Kind, Mode, Run};
 use crate::layer::Layer;
 use crate::link::{self, Keep, LinkOptions, Model};
 use crate::plan;
@@ -32,7 +33,7 @@ impl<L: Layer> Session<L> {
         Ok(session)
     }
 
-    /// A session with initial parameters, to be set by [`Session::set_params`].
+    /// A session on the host with initial parameters, to be set by [`Session::set_params`].
     ///
     /// # Errors
     /// [`TrainError`] if the model does not link or fit.
@@ -42,13 +43,27 @@ impl<L: Layer> Session<L> {
         config: BTreeMap<String, ConfigValue>,
         threads: usize,
     ) -> Result<Session<L>, TrainError> {
+        Session::on(Target::Host, sizes, precision, config, threads)
+    }
+
+    /// As [`Session::new`], on another device; `threads` are the host's.
+    ///
+    /// # Errors
+    /// [`TrainError`] if the model does not link or the device cannot run it.
+    pub fn on(
+        target: Target,
+        sizes: Sizes,
+        precision: DType,
+        config: BTreeMap<String, ConfigValue>,
+        threads: usize,
+    ) -> Result<Session<L>, TrainError> {
         let options = LinkOptions { sizes: sizes.clone(), config, precision, keep: Keep::Everything, tensor: (1, 0) };
         let model = link::link(L::DEF, &options)?;
-        let forward = plan::build_forward(&model, &sizes);
+        let forward = plan::build_forward(&model, &sizes, target.memory());
         let decays = vec![false; model.params.len()];
-        let options = EngineOptions { threads, seed: 0, n_moments: 0, decays, poison: false };
+        let options = EngineOptions { target, threads, seed: 0, n_moments: 0, decays, poison: false };
         let mut engine = Engine::new(&model, None, forward, &options, Member::alone())?;
-        engine.initialise(&model, 0);
+        engine.initialise(&model, 0)?;
         Ok(Session { model, engine, root: PhantomData })
     }
 
@@ -63,10 +78,9 @@ impl<L: Layer> Session<L> {
         kept.check_fits("", self.model.params.iter().map(|p| (p.path.as_str(), p.dims.as_slice())))?;
         for (i, p) in self.model.params.iter().enumerate() {
             let values = kept.tensors.get(&p.path).and_then(TensorData::as_f32).unwrap_or_default();
-            self.engine.param_mut(i).copy_from_slice(values);
+            self.engine.set_values(Kind::Weight, i, values)?;
         }
-        self.engine.write_shadows();
-        Ok(())
+        Ok(self.engine.device_mut().write_shadows()?)
     }
 
     /// Runs forward and returns the first output, row-major.
@@ -76,8 +90,8 @@ impl<L: Layer> Session<L> {
     pub fn forward(&mut self, batch: &(impl HostBatch + ?Sized)) -> Result<Vec<f32>, TrainError> {
         let inputs = batch.inputs();
         batch::check(&self.model, self.engine.plan(Mode::Evaluate), 1, &inputs)?;
-        self.engine.write_inputs(Mode::Evaluate, &inputs);
-        self.engine.run(Mode::Evaluate, Run { step: 0, micro: 0, part: 0, loss_scale: 1.0 });
-        Ok(self.engine.output(Mode::Evaluate, 0))
+        self.engine.write_inputs(Mode::Evaluate, &inputs)?;
+        self.engine.run(Mode::Evaluate, Run { step: 0, micro: 0, part: 0, loss_scale: 1.0 })?;
+        Ok(self.engine.output(Mode::Evaluate, 0)?)
     }
 }

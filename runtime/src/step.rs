@@ -36,8 +36,8 @@ impl<L: Layer> Trainer<L> {
     ///     step.forward_backward(batch)?;
     /// }
     /// let mut gradients = step.reduce()?;
-    /// let clip = clip_factor(gradients.norm(), 1.0);
-    /// gradients.update(lr, clip);
+    /// let clip = clip_factor(gradients.norm()?, 1.0);
+    /// gradients.update(lr, clip)?;
     /// # Ok(())
     /// # }
     /// ```
@@ -61,10 +61,10 @@ impl<'t, L: Layer> OpenStep<'t, L> {
         batch::check(ranks.model(), ranks.engine().plan(Mode::Train), ranks.parts(), &inputs)?;
         let scale = self.trainer.loss_scale();
         let (step, pass) = (self.trainer.step, self.passes);
-        let one = self.trainer.ranks.run(Mode::Train, &inputs, step, pass, scale);
+        let one = self.trainer.ranks.run(Mode::Train, &inputs, step, pass, scale)?;
         if !one.loss.is_finite() && self.broken.is_none() {
             // Looked for now, while the inputs are there.
-            self.broken = self.trainer.ranks.first_non_finite(Mode::Train, &inputs, step, pass, scale);
+            self.broken = self.trainer.ranks.first_non_finite(Mode::Train, &inputs, step, pass, scale)?;
         }
         self.passes += 1;
         self.sums.loss += one.loss;
@@ -86,7 +86,7 @@ impl<'t, L: Layer> OpenStep<'t, L> {
         if !loss.is_finite() {
             return Err(trainer.not_finite(number, loss, broken));
         }
-        trainer.ranks.reduce_grads();
+        trainer.ranks.reduce_grads()?;
         Ok(Gradients { trainer, sums })
     }
 }
@@ -103,24 +103,36 @@ impl<L: Layer> Gradients<'_, L> {
     }
 
     /// Global norm of the gradient of the mean loss.
-    pub fn norm(&mut self) -> f64 {
-        self.trainer.ranks.grad_sum_of_squares().sqrt() * self.mean_factor()
+    ///
+    /// # Errors
+    /// [`TrainError::Device`] if the device fails.
+    pub fn norm(&mut self) -> Result<f64, TrainError> {
+        Ok(self.trainer.ranks.grad_sum_of_squares()?.sqrt() * self.mean_factor())
     }
 
     /// Whether every gradient is finite; under f16 an overflow makes one infinite.
-    pub fn is_finite(&mut self) -> bool {
-        self.trainer.ranks.grads_finite()
+    ///
+    /// # Errors
+    /// [`TrainError::Device`] if the device fails.
+    pub fn is_finite(&mut self) -> Result<bool, TrainError> {
+        Ok(self.trainer.ranks.grads_finite()?)
     }
 
-    /// Gradient of the mean loss by the parameter at `path`; `None` if there is none.
-    pub fn get(&self, path: &str) -> Option<Vec<f32>> {
+    /// Gradient of the mean loss by the parameter at `path`.
+    ///
+    /// # Errors
+    /// [`TrainError::NoParam`], or [`TrainError::Device`] if the device fails.
+    pub fn get(&self, path: &str) -> Result<Vec<f32>, TrainError> {
         let factor = self.mean_factor();
         let mean = |x: f32| (f64::from(x) * factor) as f32;
-        Some(self.trainer.grad(path)?.into_iter().map(mean).collect())
+        Ok(self.trainer.grad(path)?.into_iter().map(mean).collect())
     }
 
-    /// Sets the gradient of the mean loss by the parameter at `path`; `false` if there is none or it has another length.
-    pub fn set(&mut self, path: &str, values: &[f32]) -> bool {
+    /// Sets the gradient of the mean loss by the parameter at `path`.
+    ///
+    /// # Errors
+    /// [`TrainError::NoParam`], [`TrainError::ParamLength`], or [`TrainError::Device`] if the device fails.
+    pub fn set(&mut self, path: &str, values: &[f32]) -> Result<(), TrainError> {
         let factor = 1.0 / self.mean_factor();
         let sums: Vec<f32> = values.iter().map(|x| (f64::from(*x) * factor) as f32).collect();
         self.trainer.set_grad(path, &sums)
@@ -128,29 +140,36 @@ impl<L: Layer> Gradients<'_, L> {
 
     /// Ends the step as the session's settings say: an overflow under f16 skips it, otherwise clip, then one optimizer step at the
     /// schedule's rate.
-    pub fn finish(mut self) -> StepReport {
-        let (loss, count, grad_norm) = (self.loss(), self.count(), self.norm());
+    ///
+    /// # Errors
+    /// [`TrainError::Device`] if the device fails.
+    pub fn finish(mut self) -> Result<StepReport, TrainError> {
+        let (loss, count, grad_norm) = (self.loss(), self.count(), self.norm()?);
         let (step, lr) = (self.trainer.step + 1, self.trainer.schedule().lr(self.trainer.step));
         let loss_scale = f64::from(self.trainer.loss_scale());
-        let skipped = self.trainer.scales_loss() && !self.is_finite();
+        let skipped = self.trainer.scales_loss() && !self.is_finite()?;
         match skipped {
             true => self.skip(),
             false => {
                 let clip = self.trainer.clip_factor(grad_norm);
-                self.update(lr, clip);
+                self.update(lr, clip)?;
             }
         }
-        StepReport { step, loss, count, grad_norm, lr, loss_scale, skipped }
+        Ok(StepReport { step, loss, count, grad_norm, lr, loss_scale, skipped })
     }
 
     /// One optimizer step with this learning rate, on `factor` times the gradient of the mean loss: 1, or
     /// [`crate::optim::clip_factor`]. Under f16 the loss scale counts a clean step.
-    pub fn update(self, lr: f64, factor: f64) {
+    ///
+    /// # Errors
+    /// [`TrainError::Device`] if the device fails.
+    pub fn update(self, lr: f64, factor: f64) -> Result<(), TrainError> {
         let grad_factor = self.mean_factor() * factor;
         let trainer = self.trainer;
         trainer.updates += 1;
-        trainer.ranks.update(trainer.optimizer, lr, trainer.updates, grad_factor);
+        trainer.ranks.update(trainer.optimizer, lr, trainer.updates, grad_factor)?;
         trainer.close_step(false);
+        Ok(())
     }
 
     /// Counts the step and leaves weights and moments as they are; under f16 the loss scale backs off.
@@ -227,8 +246,8 @@ mod tests {
             step.forward_backward(batch).unwrap();
         }
         let mut gradients = step.reduce().unwrap();
-        let (loss, norm) = (gradients.loss(), gradients.norm());
-        gradients.update(lr, clip_factor(norm, MAX_NORM));
+        let (loss, norm) = (gradients.loss(), gradients.norm().unwrap());
+        gradients.update(lr, clip_factor(norm, MAX_NORM)).unwrap();
         (loss, norm)
     }
 
@@ -277,11 +296,14 @@ mod tests {
         let mut step = trainer.begin_step();
         step.forward_backward(&rows(0, 4)).unwrap();
         let mut gradients = step.reduce().unwrap();
-        assert!(gradients.is_finite());
+        assert!(gradients.is_finite().unwrap());
         let squares = |path| gradients.get(path).unwrap().iter().map(|g| f64::from(*g).powi(2)).sum::<f64>();
         let norm = (squares("net.w1") + squares("net.w2")).sqrt();
-        assert!((norm / gradients.norm() - 1.0).abs() < 1e-6, "{norm} is not {}", gradients.norm());
-        assert_eq!(gradients.get("net.w3"), None);
+        let reported = gradients.norm().unwrap();
+        assert!((norm / reported - 1.0).abs() < 1e-6, "{norm} is not {reported}");
+        assert!(
+            gradients.get("net.w3").unwrap_err().to_string().starts_with("K0836: the model has no parameter `net.w3`")
+        );
     }
 
     #[test]

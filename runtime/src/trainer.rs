@@ -5,7 +5,8 @@
 //! are public: [`crate::step`].
 
 use crate::batch;
-use crate::exec::{EngineError, EngineOptions, Mode, micro_sizes};
+use crate::device::{DeviceError, Target};
+use crate::exec::{EngineOptions, Kind, Mode, micro_sizes};
 use crate::explain;
 use crate::layer::Layer;
 use crate::link::{self, Keep, LinkError, LinkOptions, Model};
@@ -16,6 +17,7 @@ use crate::scaler::{LossScaler, ScalerOptions};
 use crate::schedule::{Schedule, ScheduleError};
 use crate::session::Session;
 use crate::state::{State, StateError, TensorData};
+use crate::submit::Submitted;
 use kiln_compiler::ir::{ArgKind, Axis, ConfigValue, DType, Output, Sizes};
 use std::collections::BTreeMap;
 use std::marker::PhantomData;
@@ -32,7 +34,7 @@ pub enum TrainError {
     Link(#[from] LinkError),
     /// The device cannot run it.
     #[error(transparent)]
-    Engine(#[from] EngineError),
+    Device(#[from] DeviceError),
     /// A rank of the mesh.
     #[error(transparent)]
     Ranks(#[from] RanksError),
@@ -104,11 +106,34 @@ pub enum TrainError {
     /// An id without an entry.
     #[error(transparent)]
     Id(#[from] IdError),
+    /// A path without a parameter.
+    #[error("K0836: the model has no parameter `{path}`; the nearest name is `{nearest}`")]
+    NoParam {
+        /// The path.
+        path: String,
+        /// The parameter whose path shares most with it.
+        nearest: String,
+    },
+    /// Values of another length than the parameter's.
+    #[error("K0837: parameter `{path}` has {wanted} elements, {found} were given")]
+    ParamLength {
+        /// Its path.
+        path: String,
+        /// Elements that it has.
+        wanted: usize,
+        /// Elements given.
+        found: usize,
+    },
     /// Not one target counts.
     #[error(
         "K0806: step {0}: every target is ignored, so the loss has no value; give a batch with at least one target"
     )]
     NoTargets(u64),
+    /// A report of nothing.
+    #[error(
+        "K0838: no step has been submitted since the session began, resumed or failed; call `submit` or `step` first"
+    )]
+    NothingSubmitted,
     /// NaN or infinity in the loss.
     #[error(
         "K0807: step {step}: the loss is {loss}; the first value that is not finite is `{value}` ({operation} of layer `{path}`, {at})"
@@ -149,6 +174,7 @@ pub struct TrainerBuilder<L> {
     precision: DType,
     keep: Keep,
     seed: u64,
+    target: Target,
     threads: usize,
     accumulate: usize,
     mesh: Mesh,
@@ -234,6 +260,12 @@ impl<L: Layer> TrainerBuilder<L> {
         self
     }
 
+    /// Where to compute; the host by default.
+    pub fn device(mut self, target: Target) -> Self {
+        self.target = target;
+        self
+    }
+
     /// Fills each buffer with NaN before its birth and after its death: for tests of the plan.
     pub fn poison(mut self, poison: bool) -> Self {
         self.poison = poison;
@@ -250,7 +282,8 @@ impl<L: Layer> TrainerBuilder<L> {
             Optimizer::AdamW(_) | Optimizer::Sgd(_) => self.optimizer.check()?,
         }
         let TrainerBuilder { sizes, config, precision, keep, seed, mesh, .. } = self;
-        let inherited = Inherited { config: config.clone(), precision, threads: self.threads };
+        let inherited =
+            Inherited { config: config.clone(), precision, threads: self.threads, target: self.target.clone() };
         let options = LinkOptions { sizes: sizes.clone(), config, precision, keep, tensor: (1, 0) };
         let whole = link::link(L::DEF, &options)?;
         let root = &whole.types[whole.root.ty].layer;
@@ -267,15 +300,18 @@ impl<L: Layer> TrainerBuilder<L> {
         let scaled = whole.types.iter().any(|t| t.compute == DType::F16);
         let n_moments = self.optimizer.moments().len();
         let engine_options = |model: &Model| EngineOptions {
+            target: self.target.clone(),
             threads: self.threads,
             seed,
             n_moments,
             decays: model.params.iter().map(|p| self.groups.of(&p.path, p.dims.len()) == Group::Decay).collect(),
             poison: self.poison,
         };
-        let plans = |model: &Model| (Some(plan::build(model, &local)), plan::build_forward(model, &local));
+        let memory = self.target.memory();
+        let plans =
+            |model: &Model| (Some(plan::build(model, &local, memory)), plan::build_forward(model, &local, memory));
         let mut ranks = Ranks::new(L::DEF, &options, mesh, self.accumulate, engine_options, plans)?;
-        ranks.initialise(seed);
+        ranks.initialise(seed)?;
         let scaler = scaled.then(|| LossScaler::new(self.scaler));
         Ok(Trainer {
             ranks,
@@ -288,6 +324,7 @@ impl<L: Layer> TrainerBuilder<L> {
             inherited,
             step: 0,
             updates: 0,
+            submitted: Submitted::default(),
             root: PhantomData,
         })
     }
@@ -298,6 +335,7 @@ struct Inherited {
     config: BTreeMap<String, ConfigValue>,
     precision: DType,
     threads: usize,
+    target: Target,
 }
 
 /// The first axis of the root's inputs, which all must share.
@@ -315,7 +353,7 @@ pub struct Trainer<L> {
     pub(crate) ranks: Ranks,
     pub(crate) optimizer: Optimizer,
     schedule: Schedule,
-    clip: Option<f64>,
+    pub(crate) clip: Option<f64>,
     scaler: Option<LossScaler>,
     scaler_options: ScalerOptions,
     seed: u64,
@@ -324,6 +362,7 @@ pub struct Trainer<L> {
     pub(crate) step: u64,
     /// Optimizer steps done (skipped ones are not counted).
     pub(crate) updates: u64,
+    pub(crate) submitted: Submitted,
     root: PhantomData<fn() -> L>,
 }
 
@@ -357,6 +396,7 @@ impl<L: Layer> Trainer<L> {
             keep: Keep::Everything,
             seed: 0,
             threads: 0,
+            target: Target::Host,
             accumulate: 1,
             mesh: Mesh::ONE,
             optimizer: Optimizer::AdamW(AdamW::default()),
@@ -369,14 +409,13 @@ impl<L: Layer> Trainer<L> {
         }
     }
 
-    /// Trains on one batch.
+    /// Trains on one batch: [`Trainer::submit`], then [`Trainer::report`].
     ///
     /// # Errors
     /// [`TrainError`]; after an error the weights are those before the step.
     pub fn step(&mut self, batch: &(impl HostBatch + ?Sized)) -> Result<StepReport, TrainError> {
-        let mut step = self.begin_step();
-        step.forward_backward(batch)?;
-        Ok(step.reduce()?.finish())
+        self.submit(batch)?;
+        self.report()
     }
 
     /// Where backward starts: 1 without f16.
@@ -396,10 +435,15 @@ impl<L: Layer> Trainer<L> {
 
     /// Counts the step and moves the loss scale.
     pub(crate) fn close_step(&mut self, found_inf: bool) {
+        self.scaled(found_inf);
+        self.step += 1;
+    }
+
+    /// Moves the loss scale.
+    pub(crate) fn scaled(&mut self, found_inf: bool) {
         if let Some(scaler) = &mut self.scaler {
             scaler.update(found_inf);
         }
-        self.step += 1;
     }
 
     /// The error of a loss that is not finite; `found` is the first such value, by its step in the plan.
@@ -429,7 +473,7 @@ impl<L: Layer> Trainer<L> {
         for batch in batches {
             let inputs = batch.inputs();
             batch::check(self.model(), self.ranks.engine().plan(Mode::Evaluate), self.ranks.parts(), &inputs)?;
-            let sums = self.ranks.run(Mode::Evaluate, &inputs, 0, 0, 1.0);
+            let sums = self.ranks.run(Mode::Evaluate, &inputs, 0, 0, 1.0)?;
             sum += sums.loss;
             count += sums.count;
         }
@@ -442,9 +486,9 @@ impl<L: Layer> Trainer<L> {
     /// # Errors
     /// [`TrainError`] if the root does not link, or has parameters that this session has not.
     pub fn session<R: Layer>(&self, sizes: Sizes) -> Result<Session<R>, TrainError> {
-        let Inherited { config, precision, threads } = &self.inherited;
-        let mut session = Session::new(sizes, *precision, config.clone(), *threads)?;
-        session.set_params(&self.state(&[]))?;
+        let Inherited { config, precision, threads, target } = &self.inherited;
+        let mut session = Session::on(target.clone(), sizes, *precision, config.clone(), *threads)?;
+        session.set_params(&self.state(&[])?)?;
         Ok(session)
     }
 
@@ -493,58 +537,82 @@ impl<L: Layer> Trainer<L> {
         &self.ranks
     }
 
-    fn position(&self, path: &str) -> Option<usize> {
-        self.model().params.iter().position(|p| p.path == path)
+    fn position(&self, path: &str) -> Result<usize, TrainError> {
+        let params = &self.model().params;
+        params.iter().position(|p| p.path == path).ok_or_else(|| {
+            let shared = |other: &str| {
+                let (a, b) = (path.bytes(), other.bytes());
+                let from_end = a.clone().rev().zip(b.clone().rev()).take_while(|(a, b)| a == b).count();
+                from_end.max(a.zip(b).take_while(|(a, b)| a == b).count())
+            };
+            let nearest = params.iter().max_by_key(|p| shared(&p.path)).map(|p| p.path.clone());
+            TrainError::NoParam { path: path.to_owned(), nearest: nearest.unwrap_or_default() }
+        })
     }
 
     /// Values of the whole parameter at `path`.
-    pub fn param(&self, path: &str) -> Option<Vec<f32>> {
-        let p = self.position(path)?;
-        Some(self.ranks.gather(p, |e| e.param(p)))
+    ///
+    /// # Errors
+    /// [`TrainError::NoParam`], or [`TrainError::Device`] if the device has failed.
+    pub fn param(&self, path: &str) -> Result<Vec<f32>, TrainError> {
+        Ok(self.ranks.gather(Kind::Weight, self.position(path)?)?)
     }
 
-    /// Sets the whole parameter at `path`; `false` if there is none or it has another length.
-    pub fn set_param(&mut self, path: &str, values: &[f32]) -> bool {
-        let Some(p) = self.position(path) else { return false };
-        if self.model().params[p].dims.iter().product::<usize>() != values.len() {
-            return false;
+    /// Sets the whole parameter at `path`.
+    ///
+    /// # Errors
+    /// [`TrainError::NoParam`], [`TrainError::ParamLength`], or [`TrainError::Device`] if the device has failed.
+    pub fn set_param(&mut self, path: &str, values: &[f32]) -> Result<(), TrainError> {
+        self.set(Kind::Weight, path, values)?;
+        Ok(self.ranks.write_shadows()?)
+    }
+
+    fn set(&mut self, kind: Kind, path: &str, values: &[f32]) -> Result<(), TrainError> {
+        let p = self.position(path)?;
+        let wanted = self.model().params[p].dims.iter().product::<usize>();
+        if wanted != values.len() {
+            return Err(TrainError::ParamLength { path: path.to_owned(), wanted, found: values.len() });
         }
-        self.ranks.scatter(p, values, |e| e.param_mut(p));
-        self.ranks.write_shadows();
-        true
+        Ok(self.ranks.scatter(kind, p, values)?)
     }
 
     /// Gradient of the whole parameter at `path` after the last step: summed over targets and loss-scaled, as backward left it.
-    pub fn grad(&self, path: &str) -> Option<Vec<f32>> {
-        let p = self.position(path)?;
-        Some(self.ranks.gather(p, |e| e.grad(p)))
+    ///
+    /// # Errors
+    /// As [`Trainer::param`].
+    pub fn grad(&self, path: &str) -> Result<Vec<f32>, TrainError> {
+        Ok(self.ranks.gather(Kind::Gradient, self.position(path)?)?)
     }
 
-    /// Moment `name` of the whole parameter at `path`, by the names that a state file has.
-    pub fn moment(&self, name: &str, path: &str) -> Option<Vec<f32>> {
-        let k = self.optimizer.moments().iter().position(|m| *m == name)?;
-        let p = self.position(path)?;
-        Some(self.ranks.gather(p, |e| e.moment(k, p)))
+    /// Moment `name` of the whole parameter at `path`, by the names of [`Optimizer::moments`].
+    ///
+    /// # Errors
+    /// As [`Trainer::param`].
+    pub fn moment(&self, name: &str, path: &str) -> Result<Vec<f32>, TrainError> {
+        let names = self.optimizer.moments();
+        let k = names.iter().position(|m| *m == name).ok_or_else(|| {
+            let full = |name: &str| format!("{OPTIMIZER_PREFIX}{name}.{path}");
+            TrainError::NoParam { path: full(name), nearest: full(names[0]) }
+        })?;
+        Ok(self.ranks.gather(Kind::Moment(k), self.position(path)?)?)
     }
 
-    /// Sets the whole gradient at `path`, loss-scaled sums as backward leaves them; `false` if there is none or it has another length.
-    pub(crate) fn set_grad(&mut self, path: &str, values: &[f32]) -> bool {
-        let Some(p) = self.position(path) else { return false };
-        if self.model().params[p].dims.iter().product::<usize>() != values.len() {
-            return false;
-        }
-        self.ranks.scatter(p, values, |e| e.grad_mut(p));
-        true
+    /// Sets the whole gradient at `path`, loss-scaled sums as backward leaves them.
+    pub(crate) fn set_grad(&mut self, path: &str, values: &[f32]) -> Result<(), TrainError> {
+        self.set(Kind::Gradient, path, values)
     }
 
     /// The session as a state, with `extra` texts (a data cursor, for one).
-    pub fn state(&self, extra: &[(&str, String)]) -> State<'static> {
+    ///
+    /// # Errors
+    /// [`TrainError::Device`] if the device has failed.
+    pub fn state(&self, extra: &[(&str, String)]) -> Result<State<'static>, TrainError> {
         let mut state = State::default();
         for (i, p) in self.model().params.iter().enumerate() {
-            let values = self.ranks.gather(i, |e| e.param(i));
+            let values = self.ranks.gather(Kind::Weight, i)?;
             state.tensors.insert(p.path.clone(), TensorData::f32(p.dims.clone(), values));
             for (k, name) in self.optimizer.moments().iter().enumerate() {
-                let moment = TensorData::f32(p.dims.clone(), self.ranks.gather(i, |e| e.moment(k, i)));
+                let moment = TensorData::f32(p.dims.clone(), self.ranks.gather(Kind::Moment(k), i)?);
                 state.tensors.insert(format!("{OPTIMIZER_PREFIX}{name}.{}", p.path), moment);
             }
         }
@@ -560,7 +628,7 @@ impl<L: Layer> Trainer<L> {
         for (k, v) in extra {
             meta(k, v.clone());
         }
-        state
+        Ok(state)
     }
 
     /// Saves durably: the same session gives the same bytes.
@@ -568,7 +636,7 @@ impl<L: Layer> Trainer<L> {
     /// # Errors
     /// [`TrainError::State`]; an existing file is then unchanged.
     pub fn save(&self, path: impl AsRef<Path>, extra: &[(&str, String)]) -> Result<(), TrainError> {
-        Ok(self.state(extra).save(path.as_ref())?)
+        Ok(self.state(extra)?.save(path.as_ref())?)
     }
 
     /// Continues from a state file; returns its texts. Bit-exact: weights, moments, steps, loss scale.
@@ -609,13 +677,14 @@ impl<L: Layer> Trainer<L> {
         let values = |name: &str| state.tensors.get(name).and_then(TensorData::as_f32).unwrap_or_default();
         let paths: Vec<String> = self.model().params.iter().map(|p| p.path.clone()).collect();
         for (i, path) in paths.iter().enumerate() {
-            self.ranks.scatter(i, values(path), |e| e.param_mut(i));
+            self.ranks.scatter(Kind::Weight, i, values(path))?;
             for (k, m) in moments.iter().enumerate() {
-                self.ranks.scatter(i, values(&format!("{OPTIMIZER_PREFIX}{m}.{path}")), |e| e.moment_mut(k, i));
+                self.ranks.scatter(Kind::Moment(k), i, values(&format!("{OPTIMIZER_PREFIX}{m}.{path}")))?;
             }
         }
-        self.ranks.write_shadows();
+        self.ranks.write_shadows()?;
         (self.step, self.updates, self.scaler) = (step, updates, scaler);
+        self.submitted = Submitted::default();
         Ok(state.meta)
     }
 }

@@ -4,7 +4,7 @@ use crate::peers::relative;
 use crate::programs::Random;
 use kiln::Sizes;
 use kiln::layer::Layer;
-use kiln::trainer::Trainer;
+use kiln::trainer::{TrainError, Trainer};
 use kiln_compiler::ir::Axis;
 use std::collections::BTreeMap;
 
@@ -36,7 +36,7 @@ pub fn moments<L: Layer>(trainer: &Trainer<L>) -> [Tensors; 2] {
     ["exp_avg", "exp_avg_sq"].map(|name| all(trainer, |path| trainer.moment(name, path)))
 }
 
-fn all<L: Layer>(trainer: &Trainer<L>, read: impl Fn(&str) -> Option<Vec<f32>>) -> Tensors {
+fn all<L: Layer>(trainer: &Trainer<L>, read: impl Fn(&str) -> Result<Vec<f32>, TrainError>) -> Tensors {
     let paths = trainer.model().params.iter().map(|p| p.path.clone());
     paths.map(|path| (path.clone(), read(&path).expect("the model's own parameter"))).collect()
 }

@@ -352,7 +352,7 @@ mod alone {
 fn linked(root: &'static LayerDef, sizes: Sizes, keep: Keep, precision: DType, tensor: usize) -> (Model, Plan) {
     let options = LinkOptions { sizes: sizes.clone(), config: BTreeMap::new(), precision, keep, tensor: (tensor, 0) };
     let model = link::link(root, &options).expect("the model links");
-    let plan = plan::build(&model, &sizes);
+    let plan = plan::build(&model, &sizes, plan::Memory::HOST);
     (model, plan)
 }
 

@@ -1,7 +1,7 @@
 //! The kernel tier: emitted and walked kernels on wgpu against the f64 meaning of their regions, at sizes from one element to several cubes.
 
 use kiln::__private::gpu::DefineFn;
-use kiln::device::cube::{Binding, RegionArgs, StreamState};
+use kiln::device::cube::{Binding, RegionArgs, Scratch, StreamState};
 use kiln::device::wgpu::{self, Device};
 use kiln::layer::KernelDef;
 use kiln_compiler::fuse::reference::{self, Bindings};
@@ -114,8 +114,9 @@ fn run(device: &Device, case: &Case, emitted: Option<&KernelDef>, sizes: &Sizes,
     };
     let outputs: Vec<_> = expected.iter().zip(&region.outputs).map(poison).collect();
     let streams: Vec<StreamState> = (0..region.streams.len()).map(stream).collect();
-    let args = RegionArgs { inputs: &inputs, outputs: &outputs, accumulate: &[], streams: &streams, step: STEP };
-    device.run_region(&prepared, &args).expect("the launch is accepted");
+    let random = device.random_words(&prepared, STEP, &streams).expect("as many as the region has");
+    let args = RegionArgs { inputs: &inputs, outputs: &outputs, accumulate: &[], random: random.as_ref() };
+    device.run_region(&prepared, &args, &mut Scratch::Pool).expect("the launch is accepted");
     for (o, (expected, buffer)) in expected.iter().zip(&outputs).enumerate() {
         let got = device.download(buffer).expect("the launch succeeds");
         let dtype = dtypes[region.outputs[o].1.dtype];

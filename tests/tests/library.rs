@@ -1,6 +1,6 @@
 //! Library operations on wgpu against the f64 interpreter: products, attention and its derivative, losses, sorts, windows.
 
-use kiln::device::cube::{Attention, Buffer, DotTables, Window};
+use kiln::device::cube::{Attention, Buffer, DotTables, Scratch, Window};
 use kiln::device::wgpu::{self, Device};
 use kiln_compiler::interp::{self, Array, round};
 use kiln_compiler::ir::{Attrs, Axis, Builder, DType, Sizes, Type};
@@ -162,7 +162,7 @@ fn attention_and_its_derivative() {
             let [o, lse, d_o] = [&o, &lse, &d_o].map(|x| x.upload(device));
             let inputs = [dq, dk, dv, &o, &lse, &d_o];
             let outputs = [&results[0], &results[1], &results[2]];
-            device.attention_vjp(&plan, inputs, outputs, [None; 3]).expect("launched");
+            device.attention_vjp(&plan, inputs, outputs, [None; 3], &mut Scratch::Pool).expect("launched");
             for ((name, found), expected) in ["dq", "dk", "dv"].iter().zip(&results).zip(&expected) {
                 assert_close(device, &format!("{name} of {what}"), found, dtype, expected);
             }
@@ -186,7 +186,7 @@ fn losses_and_their_derivatives() {
         let found: Vec<Buffer> = expected.iter().map(|e| result(device, DType::F32, e)).collect();
         let operands = [&x, &w, &targets].map(|o| o.upload(device));
         let [gx, gw, gt] = &operands;
-        device.loss(&plan, [gx, gw, gt], [&found[0], &found[1], &found[2]]).expect("launched");
+        device.loss(&plan, [gx, gw, gt], [&found[0], &found[1], &found[2]], &mut Scratch::Pool).expect("launched");
         for (name, (found, expected)) in ["sum", "count", "lse"].iter().zip(found.iter().zip(&expected)) {
             assert_close(device, &format!("{name} of {what}"), found, DType::F32, expected);
         }
@@ -199,7 +199,9 @@ fn losses_and_their_derivatives() {
         let total = dw.array.data.iter().zip(&gradients[1].data).map(|(a, b)| a + b).collect();
         let found_dw = dw.upload(device);
         let [lse, d_sum] = [&lse, &d_sum].map(|o| o.upload(device));
-        device.loss_vjp(&plan, [gx, gw, gt, &lse, &d_sum], [&dx, &found_dw], true).expect("launched");
+        device
+            .loss_vjp(&plan, [gx, gw, gt, &lse, &d_sum], [&dx, &found_dw], true, &mut Scratch::Pool)
+            .expect("launched");
         assert_close(device, &format!("dx of {what}"), &dx, dtype, &gradients[0]);
         let total = Array::new(gradients[1].dims.clone(), total);
         assert_close(device, &format!("dw of {what}"), &found_dw, DType::F32, &total);

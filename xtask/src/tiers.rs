@@ -75,6 +75,11 @@ pub const TIERS: &[Tier] = &[
         question: "do annotations, ranks, micro-batches and threads change what a step costs, never what it means?",
         commands: &[&["--test", "equivalence"]],
     },
+    Tier {
+        name: "devices",
+        question: "are whole training steps on a GPU those of the host, and are its failures typed errors?",
+        commands: &[&["--test", "devices"]],
+    },
     Tier { name: "peers", question: "does PyTorch get the same values?", commands: &[&["--test", "peers"]] },
     Tier {
         name: "runs",

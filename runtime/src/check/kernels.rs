@@ -3,10 +3,9 @@
 //! In: the layers of all linked crates. Out: cases, each a region at some sizes and element types, and for a device the first element
 //! that is too far from the truth. Operands have both signs, results are full of NaN before a launch.
 
+use crate::device::host::arena::Arena;
 use crate::device::host::pool::Pool;
 use crate::device::host::tile::{StreamArg, TileArgs, TileProgram};
-use crate::exec::kernel;
-use crate::exec::memory::Arena;
 use crate::layer::{KernelDef, LayerDef};
 use crate::plan::arena;
 use crate::random;
@@ -294,7 +293,7 @@ impl Trial {
         let all = offsets[arrays.len()];
         let owners = || vec![("operands of the check".to_owned(), all)];
         let memory = Arena::new(all, owners).map_err(|e| refused(e.to_string()))?;
-        let views: Vec<_> = (0..arrays.len()).map(|i| kernel::buf(&memory, offsets[i], bytes(i), types[i])).collect();
+        let views: Vec<_> = (0..arrays.len()).map(|i| memory.buf(offsets[i], bytes(i), types[i])).collect();
         let (inputs, outputs) = views.split_at(self.operands.len());
         for ((view, array), dtype) in inputs.iter().zip(&self.operands).zip(&types) {
             view.store(0, &array.data.iter().map(|&x| stored(*dtype, x)).collect::<Vec<_>>());
@@ -325,7 +324,7 @@ impl Trial {
     /// [`CheckError`] names the first element that is wrong.
     #[cfg(feature = "wgpu")]
     pub fn on_wgpu(&self, device: &crate::device::wgpu::Device, emitted: Option<&KernelDef>) -> Result<(), CheckError> {
-        use crate::device::cube::{Binding, CubeError, RegionArgs, StreamState};
+        use crate::device::cube::{Binding, CubeError, RegionArgs, Scratch, StreamState};
         const DEVICE: &str = "wgpu";
         let refused =
             |why: CubeError| CheckError::Refused { kernel: self.kernel.clone(), device: DEVICE, why: why.to_string() };
@@ -345,8 +344,9 @@ impl Trial {
                 StreamState { key, offset }
             })
             .collect();
-        let args = RegionArgs { inputs: &inputs, outputs: &results, accumulate: &[], streams: &streams, step: STEP };
-        device.run_region(&prepared, &args).map_err(refused)?;
+        let random = device.random_words(&prepared, STEP, &streams).map_err(refused)?;
+        let args = RegionArgs { inputs: &inputs, outputs: &results, accumulate: &[], random: random.as_ref() };
+        device.run_region(&prepared, &args, &mut Scratch::Pool).map_err(refused)?;
         for (o, (result, dtype)) in results.iter().zip(outputs).enumerate() {
             self.compare(DEVICE, o, *dtype, &device.download(result).map_err(refused)?)?;
         }

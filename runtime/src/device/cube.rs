@@ -1,121 +1,45 @@
-//! CubeCL devices: regions in, launches out, through one dynamic launcher for all kernels and every CubeCL runtime.
+//! CubeCL devices: plans in, launches out, through one dynamic launcher for all kernels and every CubeCL runtime.
 //!
 //! CubeCL's server answers nothing to a launch and only logs what fails on its thread: an unsupported type or a failed allocation
 //! gives zeros. So each launch is checked here before it is sent ([`CubeError`]), kernels are built once on the caller's thread,
 //! and a device that has failed refuses further work.
 
+//!
+//! Reading order: [`Schedule`] (a plan's steps become launches over an arena) → `region`, `library`, `training` (what a launch of each
+//! kind needs) → this file (checks and launches).
+
+mod arena;
+mod error;
 mod library;
+mod region;
+mod schedule;
+mod scratch;
+mod training;
 
+pub use error::CubeError;
 pub use library::{Attention, Dot, DotTables, Loss, Window};
+pub use region::{Binding, Part, Prepared, RegionArgs, StreamState};
+pub use schedule::Schedule;
+pub use scratch::Scratch;
 
+use super::Copied;
 use crate::kernels::{self, Rounding};
-use crate::layer::KernelDef;
+use crate::plan::Memory;
 use cubecl::ir::{ElemType, FloatKind, IntKind, StorageType, Type, UIntKind};
 use cubecl::prelude::*;
 use cubecl::server::Handle;
-use kiln_compiler::fuse::kernel::{Kernel, KernelError, MAX_DTYPES};
-use kiln_compiler::fuse::{BufferArg, Index, IndexArg, Region, ScalarArg};
-use kiln_compiler::ir::{Attr, Axis, DType, Sizes};
+use cubecl::stream_id::StreamId;
+use kiln_compiler::fuse::kernel::{Kernel, MAX_DTYPES};
+use kiln_compiler::ir::DType;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use thiserror::Error;
+
+/// Offsets of buffers: what every device of wgpu can bind.
+const ALIGNMENT: usize = crate::plan::arena::ALIGNMENT;
 
 /// Builds a kernel: registers its arguments in order and expands its body.
 pub type DefineFn = fn(&mut KernelBuilder, &Spec);
-
-/// Why a device could not be opened or a launch was refused.
-#[derive(Clone, Debug, PartialEq, Eq, Error)]
-pub enum CubeError {
-    /// No driver or no adapter.
-    #[error("no {0} adapter: its driver is not installed, or it shows no device")]
-    NoAdapter(&'static str),
-    /// A region that kernels cannot express.
-    #[error("kernel `{kernel}`: {error}")]
-    Region {
-        /// Name of the kernel.
-        kernel: String,
-        /// Why.
-        error: KernelError,
-    },
-    /// The body of a kernel panicked while it was built.
-    #[error("kernel `{kernel}` could not be built: {message}")]
-    Build {
-        /// Name of the kernel.
-        kernel: String,
-        /// What it said.
-        message: String,
-    },
-    /// A limit of the device.
-    #[error("kernel `{kernel}` needs {what} {needed}, the device allows {allowed}")]
-    Limit {
-        /// Name of the kernel.
-        kernel: String,
-        /// Which limit.
-        what: &'static str,
-        /// What the kernel needs.
-        needed: u64,
-        /// What the device has.
-        allowed: u64,
-    },
-    /// An element type that the device does not store.
-    #[error("kernel `{kernel}` stores {ty}, which the device does not")]
-    Type {
-        /// Name of the kernel.
-        kernel: String,
-        /// The type.
-        ty: String,
-    },
-    /// A buffer at an offset that the device cannot bind.
-    #[error("kernel `{kernel}`: buffer {buffer} begins at byte {offset}, which is no multiple of {alignment}")]
-    Alignment {
-        /// Name of the kernel.
-        kernel: String,
-        /// Position in the arguments.
-        buffer: usize,
-        /// Offset in bytes.
-        offset: u64,
-        /// What the device needs.
-        alignment: u64,
-    },
-    /// A buffer that does not hold what the kernel reads or writes.
-    #[error("kernel `{kernel}`: buffer {buffer} has {got}, the kernel needs {needed}")]
-    Buffer {
-        /// Name of the kernel.
-        kernel: String,
-        /// Position in the arguments.
-        buffer: usize,
-        /// What it has.
-        got: String,
-        /// What is needed.
-        needed: String,
-    },
-    /// The number of arguments is wrong.
-    #[error("kernel `{kernel}` takes {needed} {what}, {got} were given")]
-    Arguments {
-        /// Name of the kernel.
-        kernel: String,
-        /// Kind of argument.
-        what: &'static str,
-        /// How many are needed.
-        needed: usize,
-        /// How many were given.
-        got: usize,
-    },
-    /// A scalar that linking should have made a number.
-    #[error("kernel `{kernel}`: scalar {value} is no number")]
-    Scalar {
-        /// Name of the kernel.
-        kernel: String,
-        /// What it is.
-        value: String,
-    },
-    /// The device reported a failure.
-    #[error("the device failed: {0}")]
-    Failed(String),
-    /// The device failed earlier; what it holds since then is not to be trusted.
-    #[error("the device has failed before: {0}")]
-    Poisoned(String),
-}
 
 /// Everything that changes the code of a kernel; nothing else may be read while it is built, because it is the key under which
 /// CubeCL keeps the compiled kernel.
@@ -167,49 +91,6 @@ pub struct Buffer {
     pub len: usize,
 }
 
-/// Key and position of a random stream in one launch.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct StreamState {
-    /// Key of Philox.
-    pub key: u64,
-    /// Index of the first local element in the logical tensor.
-    pub offset: u64,
-}
-
-/// This rank's part of an axis.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Part {
-    /// Global index of its first element.
-    pub offset: usize,
-    /// Size of the whole axis.
-    pub whole: usize,
-}
-
-/// What a model binds when it is linked.
-pub struct Binding<'a> {
-    /// Local sizes of all axes.
-    pub sizes: &'a Sizes,
-    /// Resolves the element types of layers.
-    pub dtype: &'a dyn Fn(DType) -> DType,
-    /// Which part of an axis this rank holds; `None`: all of it.
-    pub part: &'a dyn Fn(Axis) -> Option<Part>,
-}
-
-/// Arguments of one run.
-#[derive(Clone, Copy)]
-pub struct RegionArgs<'a> {
-    /// In the order of [`Region::inputs`].
-    pub inputs: &'a [Buffer],
-    /// In the order of [`Region::outputs`].
-    pub outputs: &'a [Buffer],
-    /// For each output whether to add to its old f32 values; empty if none is.
-    pub accumulate: &'a [bool],
-    /// In the order of [`Region::streams`].
-    pub streams: &'a [StreamState],
-    /// Number of the training step, for random streams.
-    pub step: u64,
-}
-
 /// How launches are shaped on a device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Shape {
@@ -223,40 +104,21 @@ pub struct Shape {
     pub width: usize,
 }
 
-/// A region made ready for launches with fixed sizes and element types.
-#[derive(Clone, Debug)]
-pub struct Prepared {
-    region: Arc<Region>,
-    kernel: Arc<Kernel>,
-    spec: Spec,
-    define: DefineFn,
-    extents: Vec<usize>,
-    /// For each domain axis this rank's part.
-    parts: Vec<Part>,
-    sizes: Sizes,
-    scalars: Vec<f32>,
-    cubes: usize,
-    /// Element types of inputs, then of outputs.
-    dtypes: Vec<DType>,
-}
-
-impl Prepared {
-    /// Lanes of its vectors.
-    pub fn width(&self) -> usize {
-        self.spec.width
-    }
-
-    /// Number of elements of output `i`.
-    fn output_len(&self, i: usize) -> usize {
-        layout_len(&self.region, self.region.inputs.len() + i, &self.extents, &self.sizes)
-    }
-}
-
 /// A device of a CubeCL runtime.
 pub struct CubeDevice<R: Runtime> {
     client: ComputeClient<R>,
     shape: Shape,
+    /// Bytes that it can hold, where that is known.
+    capacity: Option<usize>,
     failure: Mutex<Option<String>>,
+    h2d: AtomicU64,
+    d2h: AtomicU64,
+}
+
+impl<R: Runtime> std::fmt::Debug for CubeDevice<R> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("CubeDevice").field("runtime", &R::name(&self.client)).field("shape", &self.shape).finish()
+    }
 }
 
 struct DynKernel<R: Runtime> {
@@ -301,8 +163,48 @@ struct Bound<'a> {
 
 impl<R: Runtime> CubeDevice<R> {
     /// A device over an open client.
-    pub fn new(client: ComputeClient<R>, shape: Shape) -> Self {
-        CubeDevice { client, shape, failure: Mutex::new(None) }
+    pub fn new(mut client: ComputeClient<R>, shape: Shape, capacity: Option<usize>) -> Self {
+        // SAFETY: all work of this client, from whichever thread, goes to one stream, so it runs in the order in which it is sent.
+        unsafe { client.set_stream(StreamId::current()) };
+        let (h2d, d2h) = (AtomicU64::new(0), AtomicU64::new(0));
+        CubeDevice { client, shape, capacity, failure: Mutex::new(None), h2d, d2h }
+    }
+
+    /// `wgpu` or `cuda`.
+    pub fn name(&self) -> &'static str {
+        if R::name(&self.client).contains("cuda") { "cuda" } else { "wgpu" }
+    }
+
+    /// How it stores tensors.
+    pub fn memory(&self) -> Memory {
+        let width = |dtype| self.storage(dtype).size();
+        let largest = self.client.properties().memory.max_page_size as usize;
+        Memory { widths: [DType::Bf16, DType::F16, DType::Bool].map(width), chunk: largest / ALIGNMENT * ALIGNMENT }
+    }
+
+    /// Bytes copied so far, by all sessions on this device.
+    pub fn copied(&self) -> Copied {
+        Copied { h2d: self.h2d.load(Ordering::Relaxed), d2h: self.d2h.load(Ordering::Relaxed) }
+    }
+
+    /// Copies bytes to a fresh buffer: the only way to the device.
+    fn send(&self, bytes: &[u8]) -> Result<Handle, CubeError> {
+        self.check_healthy()?;
+        let allowed = self.client.properties().memory.max_page_size;
+        if bytes.len() as u64 > allowed {
+            let (kernel, needed) = ("copy".to_owned(), bytes.len() as u64);
+            return Err(CubeError::Limit { kernel, what: "bytes in one buffer", needed, allowed });
+        }
+        self.h2d.fetch_add(bytes.len() as u64, Ordering::Relaxed);
+        Ok(self.client.create_from_slice(bytes))
+    }
+
+    /// Copies a buffer's bytes back, after everything before: the only way from the device.
+    fn receive(&self, handle: Handle, bytes: usize) -> Result<Vec<u8>, CubeError> {
+        self.sync()?;
+        self.d2h.fetch_add(bytes as u64, Ordering::Relaxed);
+        let all = self.client.read_one(handle).map_err(|e| self.poison(e.to_string()))?;
+        Ok(all[..bytes].to_vec())
     }
 
     /// How the device stores an element type: as it is, or wider where it has no such storage.
@@ -323,52 +225,59 @@ impl<R: Runtime> CubeDevice<R> {
     }
 
     /// Copies values to the device, rounded to `dtype`.
+    ///
+    /// # Errors
+    /// [`CubeError`] if the device has failed or cannot hold them.
     pub fn upload(&self, dtype: DType, values: &[f64]) -> Result<Buffer, CubeError> {
-        self.check_healthy()?;
-        let storage = self.storage(dtype);
-        let rounded = values.iter().map(|&x| kiln_compiler::interp::round(dtype, x));
-        let bytes: Vec<u8> = match storage {
-            StorageType::Scalar(ElemType::Float(FloatKind::F32)) => {
-                rounded.flat_map(|x| (x as f32).to_le_bytes()).collect()
-            }
+        let rounded: Vec<f64> = values.iter().map(|&x| kiln_compiler::interp::round(dtype, x)).collect();
+        Ok(Buffer { handle: self.send(&self.stored(dtype, &rounded))?, dtype, len: values.len() })
+    }
+
+    /// Values of a type as the device stores them, padded to whole words.
+    fn stored(&self, dtype: DType, rounded: &[f64]) -> Vec<u8> {
+        let x = rounded.iter().copied();
+        let mut bytes: Vec<u8> = match self.storage(dtype) {
+            StorageType::Scalar(ElemType::Float(FloatKind::F32)) => x.flat_map(|x| (x as f32).to_le_bytes()).collect(),
             StorageType::Scalar(ElemType::Float(FloatKind::F16)) => {
-                rounded.flat_map(|x| half::f16::from_f64(x).to_le_bytes()).collect()
+                x.flat_map(|x| half::f16::from_f64(x).to_le_bytes()).collect()
             }
             StorageType::Scalar(ElemType::Float(FloatKind::BF16)) => {
-                rounded.flat_map(|x| half::bf16::from_f64(x).to_le_bytes()).collect()
+                x.flat_map(|x| half::bf16::from_f64(x).to_le_bytes()).collect()
             }
-            StorageType::Scalar(ElemType::Int(IntKind::I32)) => {
-                rounded.flat_map(|x| (x as i32).to_le_bytes()).collect()
-            }
+            StorageType::Scalar(ElemType::Int(IntKind::I32)) => x.flat_map(|x| (x as i32).to_le_bytes()).collect(),
             StorageType::Scalar(ElemType::UInt(UIntKind::U32)) => {
-                rounded.flat_map(|x| u32::from(x != 0.0).to_le_bytes()).collect()
+                x.flat_map(|x| u32::from(x != 0.0).to_le_bytes()).collect()
             }
             other => panic!("{other:?} is no storage of Kiln"),
         };
-        Ok(Buffer { handle: self.client.create_from_slice(&bytes), dtype, len: values.len() })
+        bytes.resize(bytes.len().next_multiple_of(4), 0);
+        bytes
     }
 
     /// Copies a buffer to the host, after all launches before it.
+    ///
+    /// # Errors
+    /// [`CubeError`] if the device has failed.
     pub fn download(&self, buffer: &Buffer) -> Result<Vec<f64>, CubeError> {
-        self.sync()?;
-        let bytes = self.client.read_one(buffer.handle.clone()).map_err(|e| self.poison(e.to_string()))?;
-        let words = |n: usize| bytes.chunks_exact(n).take(buffer.len);
+        let storage = self.storage(buffer.dtype);
+        let bytes = self.receive(buffer.handle.clone(), buffer.len * storage.size())?;
         let four = |c: &[u8]| [c[0], c[1], c[2], c[3]];
-        Ok(match self.storage(buffer.dtype) {
+        let words = bytes.chunks_exact(storage.size());
+        Ok(match storage {
             StorageType::Scalar(ElemType::Float(FloatKind::F32)) => {
-                words(4).map(|c| f64::from(f32::from_le_bytes(four(c)))).collect()
+                words.map(|c| f64::from(f32::from_le_bytes(four(c)))).collect()
             }
             StorageType::Scalar(ElemType::Float(FloatKind::F16)) => {
-                words(2).map(|c| half::f16::from_le_bytes([c[0], c[1]]).to_f64()).collect()
+                words.map(|c| half::f16::from_le_bytes([c[0], c[1]]).to_f64()).collect()
             }
             StorageType::Scalar(ElemType::Float(FloatKind::BF16)) => {
-                words(2).map(|c| half::bf16::from_le_bytes([c[0], c[1]]).to_f64()).collect()
+                words.map(|c| half::bf16::from_le_bytes([c[0], c[1]]).to_f64()).collect()
             }
             StorageType::Scalar(ElemType::Int(IntKind::I32)) => {
-                words(4).map(|c| f64::from(i32::from_le_bytes(four(c)))).collect()
+                words.map(|c| f64::from(i32::from_le_bytes(four(c)))).collect()
             }
             StorageType::Scalar(ElemType::UInt(UIntKind::U32)) => {
-                words(4).map(|c| f64::from(u32::from_le_bytes(four(c)))).collect()
+                words.map(|c| f64::from(u32::from_le_bytes(four(c)))).collect()
             }
             other => panic!("{other:?} is no storage of Kiln"),
         })
@@ -378,83 +287,6 @@ impl<R: Runtime> CubeDevice<R> {
     pub fn sync(&self) -> Result<(), CubeError> {
         self.check_healthy()?;
         cubecl::future::block_on(self.client.sync()).map_err(|e| self.poison(e.to_string()))
-    }
-
-    /// Makes a region ready: without an emitted kernel its program is walked.
-    pub fn prepare(
-        &self,
-        region: &Arc<Region>,
-        emitted: Option<&KernelDef>,
-        binding: &Binding<'_>,
-    ) -> Result<Prepared, CubeError> {
-        let sizes = binding.sizes;
-        let dtypes: Vec<DType> = region.dtypes.iter().map(|&d| (binding.dtype)(d)).collect();
-        let hash = region.hash();
-        let name = emitted.map_or_else(|| format!("region_{hash:016x}"), |k| k.name.to_owned());
-        let program = Kernel::of(region).map_err(|error| CubeError::Region { kernel: name.clone(), error })?;
-        let program = Arc::new(program);
-        let (walked, define): (_, DefineFn) = match emitted {
-            Some(k) => (None, k.define),
-            None => (Some(Program(program.clone())), kernels::define_program),
-        };
-        let extents = region.extents(sizes);
-        let width = (1..=self.shape.width.ilog2())
-            .rev()
-            .map(|bits| 1 << bits)
-            .find(|w| program.accepts_width(*w, &extents, region.rows))
-            .unwrap_or(1);
-        let (cube_dim, cubes) = self.grid(region, &extents, width);
-        let f32_type = StorageType::Scalar(ElemType::Float(FloatKind::F32));
-        let mut spec = Spec {
-            name,
-            hash,
-            types: [f32_type; MAX_DTYPES],
-            roundings: [Rounding::None; MAX_DTYPES],
-            width,
-            cube_dim,
-            accumulate: 0,
-            constants: [0; 2],
-            program: walked,
-        };
-        for (slot, &dtype) in dtypes.iter().enumerate() {
-            spec.types[slot] = self.storage(dtype);
-            spec.roundings[slot] = rounding(dtype);
-        }
-        let stored = region.layouts().map(|l| dtypes[l.dtype]).collect();
-        let whole = |a: &Axis| Part { offset: 0, whole: sizes.of(*a) };
-        let parts = region.domain.iter().map(|a| (binding.part)(*a).unwrap_or_else(|| whole(a))).collect();
-        let bind = |s| bind_scalar(&spec.name, s, binding);
-        let scalars = region.scalars.iter().map(bind).collect::<Result<Vec<f32>, CubeError>>()?;
-        let prepared = Prepared {
-            region: region.clone(),
-            kernel: program,
-            spec,
-            define,
-            extents,
-            parts,
-            sizes: sizes.clone(),
-            scalars,
-            cubes,
-            dtypes: stored,
-        };
-        self.build(&prepared.spec, prepared.define)?;
-        Ok(prepared)
-    }
-
-    /// Units per cube and number of cubes.
-    fn grid(&self, region: &Region, extents: &[usize], width: usize) -> (u32, usize) {
-        let vectors = |n: usize| n.div_ceil(width);
-        if !region.has_rows() {
-            let units = vectors(extents.iter().product());
-            return (self.shape.map_units, units.div_ceil(self.shape.map_units as usize).max(1));
-        }
-        let rows: usize = extents[..region.rows].iter().product();
-        let interior = vectors(extents[region.rows..].iter().product());
-        // The smallest device runs 32 units together; fewer would idle.
-        let units = (interior.next_power_of_two() as u64).clamp(32, u64::from(self.shape.row_units));
-        let has_columns = (0..region.outputs.len()).any(|o| region.is_column_output(region.inputs.len() + o));
-        let most = if has_columns { self.shape.column_cubes } else { self.max_cubes() };
-        (units as u32, rows.clamp(1, most))
     }
 
     fn max_cubes(&self) -> usize {
@@ -487,100 +319,6 @@ impl<R: Runtime> CubeDevice<R> {
             return Err(CubeError::Limit { kernel, what: "bytes in one buffer", needed: bytes as u64, allowed });
         }
         Ok(Buffer { handle: self.client.empty(bytes.max(4)), dtype, len })
-    }
-
-    /// Buffers for the outputs of a region, not initialised.
-    pub fn outputs(&self, prepared: &Prepared) -> Result<Vec<Buffer>, CubeError> {
-        let types = &prepared.dtypes[prepared.region.inputs.len()..];
-        types.iter().enumerate().map(|(i, &dtype)| self.empty(dtype, prepared.output_len(i))).collect()
-    }
-
-    /// Runs one region.
-    pub fn run_region(&self, prepared: &Prepared, args: &RegionArgs<'_>) -> Result<(), CubeError> {
-        let region = &prepared.region;
-        let RegionArgs { inputs, outputs, streams, step, .. } = *args;
-        let spec = prepared.accumulating(args.accumulate)?;
-        let name = &spec.name;
-        check_count(name, "inputs", region.inputs.len(), inputs.len())?;
-        check_count(name, "outputs", region.outputs.len(), outputs.len())?;
-        check_count(name, "random streams", region.streams.len(), streams.len())?;
-        for (i, buffer) in inputs.iter().chain(outputs).enumerate() {
-            check_buffer(prepared, i, buffer)?;
-        }
-        let interior: usize = prepared.extents[region.rows..].iter().product();
-        let mut partials: Vec<(usize, Buffer)> = Vec::new();
-        for o in 0..outputs.len() {
-            if region.is_column_output(region.inputs.len() + o) {
-                partials.push((o, self.empty(DType::F32, prepared.cubes * interior)?));
-            }
-        }
-        let random = self.random_words(step, &prepared.stream_states(streams));
-        let mut bound = Vec::new();
-        for (buffer, arg) in prepared.kernel.buffers.iter().zip(region.abi().buffers) {
-            let partial = |o: usize| partials.iter().find(|(p, _)| *p == o).map(|(_, b)| b);
-            let (handle, len) = match arg {
-                BufferArg::Input(i) => (&inputs[i].handle, inputs[i].len),
-                BufferArg::Output(o) => (&outputs[o].handle, outputs[o].len),
-                BufferArg::Partial(o) => {
-                    let p = partial(o).expect("each sum over rows has its partial sums");
-                    (&p.handle, p.len)
-                }
-                BufferArg::Random => (&random, 2 + 4 * streams.len()),
-            };
-            let storage = match (buffer.dtype, arg) {
-                (Some(slot), _) => prepared.spec.types[slot],
-                (None, BufferArg::Random) => StorageType::Scalar(ElemType::UInt(UIntKind::U32)),
-                (None, _) => StorageType::Scalar(ElemType::Float(FloatKind::F32)),
-            };
-            let width = if buffer.vector { prepared.spec.width } else { 1 };
-            bound.push(Bound { handle, len, ty: Type::new(storage).with_vector_size(width) });
-        }
-        let indices = prepared.indices();
-        self.launch(&spec, prepared.define, prepared.cubes, &bound, &indices, &prepared.scalars)?;
-        for (o, partial) in &partials {
-            let accumulate = args.accumulate.get(*o).copied().unwrap_or(false);
-            self.sum_columns(prepared, *o, partial, &outputs[*o], u32::from(accumulate))?;
-        }
-        Ok(())
-    }
-
-    fn random_words(&self, step: u64, streams: &[StreamState]) -> Handle {
-        let streams = streams.iter().flat_map(|s| [s.key, s.offset]);
-        let words: Vec<u8> = std::iter::once(step).chain(streams).flat_map(u64::to_le_bytes).collect();
-        self.client.create_from_slice(&words)
-    }
-
-    /// The second stage of a sum over rows.
-    fn sum_columns(
-        &self,
-        prepared: &Prepared,
-        output: usize,
-        partial: &Buffer,
-        out: &Buffer,
-        accumulate: u32,
-    ) -> Result<(), CubeError> {
-        let slot = prepared.region.outputs[output].1.dtype;
-        let mut spec = Spec {
-            name: "column_sum".to_owned(),
-            hash: 0,
-            types: prepared.spec.types,
-            roundings: prepared.spec.roundings,
-            width: 1,
-            cube_dim: self.shape.map_units,
-            accumulate,
-            constants: [0; 2],
-            program: None,
-        };
-        spec.types[0] = prepared.spec.types[slot];
-        spec.roundings[0] = prepared.spec.roundings[slot];
-        let f32_type = StorageType::Scalar(ElemType::Float(FloatKind::F32));
-        let bound = [
-            Bound { handle: &partial.handle, len: partial.len, ty: Type::new(f32_type) },
-            Bound { handle: &out.handle, len: out.len, ty: Type::new(spec.types[0]) },
-        ];
-        let interior = out.len;
-        let cubes = interior.div_ceil(self.shape.map_units as usize).max(1);
-        self.launch(&spec, kernels::define_column_sum, cubes, &bound, &[interior, prepared.cubes], &[])
     }
 
     fn launch(
@@ -685,77 +423,7 @@ impl<R: Runtime> CubeDevice<R> {
     }
 }
 
-impl Prepared {
-    /// The integer arguments, in the order of the ABI.
-    fn indices(&self) -> Vec<usize> {
-        let region = &self.region;
-        let value = |arg: IndexArg| match arg {
-            IndexArg::Extent(a) => self.extents[a],
-            IndexArg::Extra(a) => self.sizes.of(region.extra_axes[a]),
-            IndexArg::Stride { buffer, axis } => {
-                layout_dims(region, buffer, &self.extents, &self.sizes)[axis + 1..].iter().product()
-            }
-            IndexArg::Offset(a) => self.parts[a].offset,
-            IndexArg::StreamStride { stream, axis } => self.stream_stride(stream, axis),
-        };
-        region.abi().indices.into_iter().map(value).collect()
-    }
-
-    /// Distance of neighbours along an axis of a stream, in the logical tensor.
-    fn stream_stride(&self, stream: usize, axis: usize) -> usize {
-        self.region.streams[stream].axes[axis + 1..].iter().map(|&a| self.parts[a].whole).product()
-    }
-
-    /// Streams as the kernel reads them: their offset is that of this rank's first element.
-    fn stream_states(&self, streams: &[StreamState]) -> Vec<StreamState> {
-        let first = |s: usize| -> u64 {
-            let axes = self.region.streams[s].axes.iter().enumerate();
-            axes.map(|(k, &a)| (self.parts[a].offset * self.stream_stride(s, k)) as u64).sum()
-        };
-        streams.iter().enumerate().map(|(s, state)| StreamState { offset: state.offset + first(s), ..*state }).collect()
-    }
-
-    /// The kernel that adds to these outputs.
-    fn accumulating(&self, accumulate: &[bool]) -> Result<Spec, CubeError> {
-        let mut spec = self.spec.clone();
-        for (o, _) in accumulate.iter().enumerate().filter(|(_, add)| **add) {
-            let dtype = self.dtypes[self.region.inputs.len() + o];
-            if dtype != DType::F32 {
-                let (buffer, got) = (self.region.inputs.len() + o, dtype.to_string());
-                return Err(CubeError::Buffer {
-                    kernel: spec.name,
-                    buffer,
-                    got,
-                    needed: "f32, to be added to".to_owned(),
-                });
-            }
-            // Sums over rows are added by their second stage.
-            if !self.region.is_column_output(self.region.inputs.len() + o) {
-                spec.accumulate |= 1 << o;
-            }
-        }
-        Ok(spec)
-    }
-}
-
-/// Sizes of the axes of buffer `i`.
-fn layout_dims(region: &Region, i: usize, extents: &[usize], sizes: &Sizes) -> Vec<usize> {
-    let mut extras = region.layouts().take(i).flat_map(|l| &l.axes).filter(|a| matches!(a, Index::Value(_))).count();
-    let axes = region.layouts().nth(i).map(|l| l.axes.as_slice()).unwrap_or_default();
-    let mut size = |index: &Index| match *index {
-        Index::Domain(a) | Index::Rotated(a) => extents[a],
-        Index::Value(_) => {
-            extras += 1;
-            sizes.of(region.extra_axes[extras - 1])
-        }
-    };
-    axes.iter().map(&mut size).collect()
-}
-
-fn layout_len(region: &Region, i: usize, extents: &[usize], sizes: &Sizes) -> usize {
-    layout_dims(region, i, extents, sizes).iter().product()
-}
-
+/// What values of a type are rounded to before they are stored.
 fn rounding(dtype: DType) -> Rounding {
     match dtype {
         DType::F32 | DType::I32 | DType::Bool => Rounding::None,
@@ -763,40 +431,4 @@ fn rounding(dtype: DType) -> Rounding {
         DType::F16 => Rounding::F16,
         DType::Compute | DType::Sub(_) => panic!("{dtype} is resolved when a model is linked"),
     }
-}
-
-fn bind_scalar(kernel: &str, scalar: &ScalarArg, binding: &Binding<'_>) -> Result<f32, CubeError> {
-    match scalar {
-        ScalarArg::Literal(Attr::Float(x)) => Ok(*x as f32),
-        ScalarArg::Literal(Attr::Int(x)) => Ok(*x as f32),
-        ScalarArg::Literal(other) => Err(CubeError::Scalar { kernel: kernel.to_owned(), value: format!("{other:?}") }),
-        ScalarArg::Size { axes, recip } => {
-            let whole = |a: &Axis| (binding.part)(*a).map_or(binding.sizes.of(*a), |p| p.whole) as f64;
-            let n: f64 = axes.iter().map(whole).product();
-            Ok(if *recip { 1.0 / n } else { n } as f32)
-        }
-    }
-}
-
-fn check_count(kernel: &str, what: &'static str, needed: usize, got: usize) -> Result<(), CubeError> {
-    match needed == got {
-        true => Ok(()),
-        false => Err(CubeError::Arguments { kernel: kernel.to_owned(), what, needed, got }),
-    }
-}
-
-/// A wrong length would compute part of the output in silence.
-fn check_buffer(prepared: &Prepared, i: usize, buffer: &Buffer) -> Result<(), CubeError> {
-    let dtype = prepared.dtypes[i];
-    let len = layout_len(&prepared.region, i, &prepared.extents, &prepared.sizes);
-    let fits = prepared.region.is_segment_operand(i) || buffer.len == len;
-    if fits && buffer.dtype == dtype {
-        return Ok(());
-    }
-    Err(CubeError::Buffer {
-        kernel: prepared.spec.name.clone(),
-        buffer: i,
-        got: format!("{} elements of {}", buffer.len, buffer.dtype),
-        needed: format!("{len} elements of {dtype}"),
-    })
 }

@@ -27,5 +27,7 @@ pub fn open(index: usize) -> Result<Device, CubeError> {
     if index >= devices() {
         return Err(CubeError::NoAdapter("CUDA"));
     }
-    Ok(CubeDevice::new(CudaRuntime::client(&CudaDevice::new(index)), SHAPE))
+    let client = CudaRuntime::client(&CudaDevice::new(index));
+    let free = result::mem_get_info().ok().map(|(free, _)| free);
+    Ok(CubeDevice::new(client, SHAPE, free))
 }

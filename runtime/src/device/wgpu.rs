@@ -37,7 +37,10 @@ pub fn open() -> Result<Device, CubeError> {
     // CubeCL panics where there is no adapter, so it is asked only after one was seen.
     let adapter = adapter()?;
     let client = WgpuRuntime::client(&WgpuDevice::DefaultDevice);
-    Ok(CubeDevice::new(client, if adapter.is_software { SOFTWARE } else { HARDWARE }))
+    Ok(match adapter.is_software {
+        true => CubeDevice::new(client, SOFTWARE, super::machine_memory()),
+        false => CubeDevice::new(client, HARDWARE, None),
+    })
 }
 
 /// Software drivers run units one after the other and pay for each barrier.

@@ -1,36 +1,21 @@
-//! Execute: runs a plan's steps in order on the host. Decides nothing: kernels, offsets and order come from the plan.
+//! Execute: an engine runs the plans of one rank on one device. Decides nothing: kernels, offsets and order come from the plan.
+//!
+//! What all devices share is here: places of tensors, initial values, whose memory is whose. What they compute is behind [`Device`].
 
 pub mod comm;
 pub mod inspect;
-pub mod kernel;
-pub mod memory;
+pub mod layout;
 pub mod reference;
 
-use crate::device::host::optim::{self, Shadow};
-use crate::device::host::pool::Pool;
+use crate::device::{Device, DeviceError, Target};
 use crate::link::{Model, Param};
-use crate::optim::{AdamWStep, SgdStep};
-use crate::plan::{BufferId, Plan, Segment};
+use crate::plan::{BufferId, Memory, Plan, Segment};
 use crate::random;
 use comm::Member;
-use inspect::{Inspected, Inspection};
-use kernel::{Kernel, KernelError, RunCx};
+use inspect::Inspection;
 use kiln_compiler::ir::{DType, Init, Sizes};
-use memory::{Arena, ArenaLayout, FlatLayout, OutOfMemory, ParamShape};
-
-/// Why an engine cannot be built.
-#[derive(Debug, thiserror::Error)]
-pub enum EngineError {
-    /// No memory.
-    #[error(transparent)]
-    Memory(#[from] OutOfMemory),
-    /// A step that this device cannot run.
-    #[error(transparent)]
-    Kernel(#[from] KernelError),
-    /// The system refuses threads.
-    #[error("K0802: cannot start worker threads: {0}")]
-    Threads(std::io::Error),
-}
+use layout::{ArenaLayout, FlatLayout, ParamShape};
+use std::sync::Arc;
 
 /// Which plan to run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -76,29 +61,6 @@ impl<'a> HostInput<'a> {
     }
 }
 
-/// One plan with a kernel for every step.
-struct Prepared {
-    plan: Plan,
-    kernels: Vec<Kernel>,
-}
-
-/// A device with its arena and the plans that share it.
-pub struct Engine {
-    /// The arena's parts.
-    pub layout: ArenaLayout,
-    arena: Arena,
-    train: Option<Prepared>,
-    evaluate: Prepared,
-    /// All shadows, over the whole segment of masters.
-    shadows: Vec<Shadow>,
-    /// For each trained range its shadows, which the optimizer writes.
-    trained_shadows: Vec<Vec<Shadow>>,
-    pool: Pool,
-    tensor: Member,
-    /// Present where every run is inspected.
-    inspection: Option<Inspection>,
-}
-
 /// Which run of a plan.
 #[derive(Clone, Copy, Debug)]
 pub struct Run {
@@ -115,7 +77,9 @@ pub struct Run {
 /// How to build an [`Engine`].
 #[derive(Clone, Debug)]
 pub struct EngineOptions {
-    /// Worker threads; 0 means one per processor.
+    /// Where it computes.
+    pub target: Target,
+    /// Worker threads of the host; 0 means one per processor.
     pub threads: usize,
     /// Key of all random streams.
     pub seed: u64,
@@ -127,40 +91,54 @@ pub struct EngineOptions {
     pub poison: bool,
 }
 
-impl Engine {
-    /// Allocates the arena of `evaluate` and, for training, `train`, and prepares a kernel for every step.
-    pub fn new(
-        model: &Model,
-        train: Option<Plan>,
-        evaluate: Plan,
-        options: &EngineOptions,
-        tensor: Member,
-    ) -> Result<Engine, EngineError> {
-        let pool = Pool::new(options.threads).map_err(EngineError::Threads)?;
-        let (mut train, mut evaluate) = (train, evaluate);
-        let shape = |(p, &decays): (&Param, &bool)| ParamShape {
-            len: p.len(),
-            frozen: p.frozen,
-            decays,
-            split: p.split.is_some(),
-        };
-        let params: Vec<ParamShape> = model.params.iter().zip(&options.decays).map(shape).collect();
-        let flat = FlatLayout::new(&params);
-        let prepare = |p: &Plan| kernel::prepare(p, pool.threads(), options);
-        let kernels = (train.as_ref().map(prepare).transpose()?, prepare(&evaluate)?);
-        let workspace = kernels.0.iter().flatten().chain(&kernels.1).map(Kernel::workspace_len).max().unwrap_or(0);
-        let mut plans: Vec<&mut Plan> = train.iter_mut().chain([&mut evaluate]).collect();
-        let layout = ArenaLayout::new(flat, options.n_moments, &mut plans, workspace * size_of::<f32>());
-        let arena = Arena::new(layout.total, || owners(&layout, train.as_ref().unwrap_or(&evaluate)))?;
-        let train = train.zip(kernels.0).map(|(plan, kernels)| Prepared { plan, kernels });
-        let evaluate = Prepared { plan: evaluate, kernels: kernels.1 };
-        let inspection = options.poison.then(Inspection::default);
-        let shadows = shadows(&layout, &arena);
-        let trained_shadows = layout.flat.trained.iter().map(|r| within(&shadows, r)).collect();
-        Ok(Engine { layout, arena, train, evaluate, shadows, trained_shadows, pool, tensor, inspection })
-    }
+/// What a device is given to run: plans whose buffers have no place yet.
+pub struct Job {
+    /// Forward and backward, for training.
+    pub train: Option<Plan>,
+    /// Forward alone.
+    pub evaluate: Plan,
+    /// Kernels that the macros emitted, by the hash of their region.
+    pub kernels: Vec<&'static crate::layer::KernelDef>,
+    /// Where parameters lie in the flat segments.
+    pub flat: FlatLayout,
+    /// Moments per trained element.
+    pub n_moments: usize,
+    /// Key of all random streams.
+    pub seed: u64,
+    /// Worker threads of the host; 0 means one per processor.
+    pub threads: usize,
+    /// This rank on mesh axis `tensor`.
+    pub tensor: Member,
+    /// Inspect every run.
+    pub inspects: bool,
+}
 
-    fn prepared(&self, mode: Mode) -> &Prepared {
+/// Plans of a device with every buffer at its place.
+#[derive(Clone, Debug)]
+pub struct Placed {
+    /// Forward and backward, for training.
+    pub train: Option<Arc<Plan>>,
+    /// Forward alone.
+    pub evaluate: Arc<Plan>,
+    /// The arena's parts.
+    pub layout: Arc<ArenaLayout>,
+}
+
+impl Job {
+    /// Gives every buffer its place in an arena with so much scratch for kernels.
+    pub fn place(mut self, workspace_bytes: usize, memory: Memory) -> Placed {
+        let mut plans: Vec<&mut Plan> = self.train.iter_mut().chain([&mut self.evaluate]).collect();
+        let layout = ArenaLayout::new(self.flat, self.n_moments, &mut plans, workspace_bytes, memory);
+        Placed { train: self.train.map(Arc::new), evaluate: Arc::new(self.evaluate), layout: Arc::new(layout) }
+    }
+}
+
+impl Placed {
+    /// The plan of a mode.
+    ///
+    /// # Panics
+    /// For training, on a device that was opened for inference.
+    pub fn plan(&self, mode: Mode) -> &Arc<Plan> {
         match (mode, &self.train) {
             (Mode::Train, Some(p)) => p,
             (Mode::Train, None) => panic!("an inference engine has no training plan"),
@@ -168,251 +146,215 @@ impl Engine {
         }
     }
 
+    /// Where a buffer lies.
+    pub fn slot(&self, mode: Mode, id: BufferId) -> Slot {
+        let b = &self.plan(mode).buffers[id];
+        Slot { offset: b.offset, elements: b.elements, dtype: b.dtype }
+    }
+
+    /// The largest owners of memory, largest first: name and bytes.
+    pub fn owners(&self) -> Vec<(String, usize)> {
+        let (layout, plan) = (&self.layout, self.train.as_ref().unwrap_or(&self.evaluate));
+        let segment = layout.flat.len * size_of::<f32>();
+        let mut list = vec![("parameters".to_owned(), segment), ("gradients".to_owned(), segment)];
+        list.push(("optimizer moments".to_owned(), segment * layout.moments.len()));
+        list.push(("workspace of kernels".to_owned(), layout.workspace_bytes));
+        let temporary = plan.buffers.iter().filter(|b| b.segment == Segment::Temporary);
+        list.extend(temporary.map(|b| (b.name.clone(), b.bytes())));
+        list.sort_by(|a, b| b.1.cmp(&a.1).then_with(|| a.0.cmp(&b.0)));
+        list
+    }
+}
+
+/// A tensor in the arena.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Slot {
+    /// Its first byte.
+    pub offset: usize,
+    /// Number of elements.
+    pub elements: usize,
+    /// Their type.
+    pub dtype: DType,
+}
+
+/// One of the f32 tensors that each parameter has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// Master values.
+    Weight,
+    /// Gradient: a sum over targets times the loss scale, not yet divided.
+    Gradient,
+    /// Moment `k` of the optimizer.
+    Moment(usize),
+}
+
+/// The plans of one rank on a device.
+pub struct Engine {
+    device: Box<dyn Device>,
+}
+
+impl Engine {
+    /// Opens a device with `evaluate` and, for training, `train`: a kernel for every step, then the arena.
+    ///
+    /// # Errors
+    /// [`DeviceError`] names the step that the device cannot run, or who needs how much memory.
+    pub fn new(
+        model: &Model,
+        train: Option<Plan>,
+        evaluate: Plan,
+        options: &EngineOptions,
+        tensor: Member,
+    ) -> Result<Engine, DeviceError> {
+        let memory = options.target.memory();
+        let shape = |(p, &decays): (&Param, &bool)| ParamShape {
+            len: p.len(),
+            frozen: p.frozen,
+            decays,
+            split: p.split.is_some(),
+        };
+        let params: Vec<ParamShape> = model.params.iter().zip(&options.decays).map(shape).collect();
+        let job = Job {
+            train,
+            evaluate,
+            kernels: model.kernels().collect(),
+            flat: FlatLayout::new(&params, memory),
+            n_moments: options.n_moments,
+            seed: options.seed,
+            threads: options.threads,
+            tensor,
+            inspects: options.poison,
+        };
+        Ok(Engine { device: options.target.open(job)? })
+    }
+
+    /// The device.
+    pub fn device(&self) -> &dyn Device {
+        self.device.as_ref()
+    }
+
+    /// The device, to run something.
+    pub fn device_mut(&mut self) -> &mut dyn Device {
+        self.device.as_mut()
+    }
+
+    /// The arena's parts.
+    pub fn layout(&self) -> &ArenaLayout {
+        &self.device.placed().layout
+    }
+
     /// The plan of a mode.
     pub fn plan(&self, mode: Mode) -> &Plan {
-        &self.prepared(mode).plan
+        self.device.placed().plan(mode)
     }
 
     /// Bytes of the arena, which is all memory that a step uses.
     pub fn bytes(&self) -> usize {
-        self.layout.total
-    }
-
-    /// Copies a batch in; inputs in the order of the root's arguments.
-    ///
-    /// # Panics
-    /// If an input has another length than its buffer: the trainer checks batches first.
-    pub fn write_inputs(&mut self, mode: Mode, inputs: &[HostInput<'_>]) {
-        for (k, input) in inputs.iter().enumerate() {
-            let b = &self.prepared(mode).plan.buffers[self.prepared(mode).plan.inputs[k]];
-            let (offset, elements) = (b.offset, b.elements);
-            let (bytes, dtype) = (b.bytes(), b.dtype);
-            match input {
-                HostInput::I32(x) => self.arena.i32s_mut(offset, elements).copy_from_slice(x),
-                HostInput::F32(x) => kernel::buf(&self.arena, offset, bytes, dtype).store(0, x),
-            }
-        }
-    }
-
-    /// Runs all steps of a plan.
-    pub fn run(&mut self, mode: Mode, run: Run) {
-        let Run { loss_scale, .. } = run;
-        if let Some(b) = self.plan(mode).loss_scale {
-            let offset = self.plan(mode).buffers[b].offset;
-            self.arena.f32s_mut(offset, 1)[0] = loss_scale;
-        }
-        let mut inspection = self.inspection.take();
-        let p = self.prepared(mode);
-        let cx = self.context(p, run);
-        match &mut inspection {
-            None => p.kernels.iter().zip(&p.plan.steps).for_each(|(k, s)| k.run(&cx, s)),
-            Some(seen) => inspected(p, &cx, seen),
-        }
-        self.inspection = inspection;
-    }
-
-    /// What inspected runs showed; `None` if the engine does not inspect.
-    pub fn inspection(&self) -> Option<&Inspection> {
-        self.inspection.as_ref()
-    }
-
-    fn context<'a>(&'a self, p: &'a Prepared, run: Run) -> RunCx<'a> {
-        let Run { step, micro, part, .. } = run;
-        let (arena, layout, pool, plan, tensor) = (&self.arena, &self.layout, &self.pool, &p.plan, &self.tensor);
-        RunCx { arena, layout, pool, plan, step, micro, part, tensor }
-    }
-
-    /// Runs all of a plan's steps and returns the first one whose result is not finite, with the value's name.
-    pub fn first_non_finite(&mut self, mode: Mode, run: Run) -> Option<(usize, String)> {
-        let p = self.prepared(mode);
-        let cx = self.context(p, run);
-        let broken = |o: BufferId| {
-            let b = &p.plan.buffers[o];
-            b.dtype.is_float() && !(0..b.elements).all(|e| cx.buffer(o).get(e).is_finite())
-        };
-        let mut found = None;
-        for (i, (k, s)) in p.kernels.iter().zip(&p.plan.steps).enumerate() {
-            k.run(&cx, s);
-            if found.is_none() {
-                let first = s.outputs.iter().find(|&&o| broken(o));
-                found = first.map(|&o| (i, p.plan.buffers[o].name.clone()));
-            }
-        }
-        found
-    }
-
-    /// f32 values of an output of a plan.
-    pub fn output(&self, mode: Mode, k: usize) -> Vec<f32> {
-        let p = self.prepared(mode);
-        self.read(p, p.plan.outputs[k])
-    }
-
-    /// First element of an output; allocates nothing.
-    pub fn output_scalar(&self, mode: Mode, k: usize) -> f32 {
-        let p = self.prepared(mode);
-        let b = &p.plan.buffers[p.plan.outputs[k]];
-        kernel::buf(&self.arena, b.offset, b.bytes(), b.dtype).get(0)
-    }
-
-    fn read(&self, p: &Prepared, id: BufferId) -> Vec<f32> {
-        let b = &p.plan.buffers[id];
-        let mut out = vec![0.0; b.elements];
-        kernel::buf(&self.arena, b.offset, b.bytes(), b.dtype).load(0, &mut out);
-        out
-    }
-
-    /// Values of a flat segment that starts at byte `segment`, for one parameter.
-    fn flat(&self, segment: usize, param: usize) -> &[f32] {
-        let flat = &self.layout.flat;
-        self.arena.f32s(segment + flat.offsets[param] * size_of::<f32>(), flat.lens[param])
-    }
-
-    fn flat_mut(&mut self, segment: usize, param: usize) -> &mut [f32] {
-        let flat = &self.layout.flat;
-        let (offset, len) = (segment + flat.offsets[param] * size_of::<f32>(), flat.lens[param]);
-        self.arena.f32s_mut(offset, len)
-    }
-
-    /// A parameter's master values.
-    pub fn param(&self, p: usize) -> &[f32] {
-        self.flat(self.layout.params, p)
-    }
-
-    /// A parameter's master values, to be set; call [`Engine::write_shadows`] afterwards.
-    pub fn param_mut(&mut self, p: usize) -> &mut [f32] {
-        self.flat_mut(self.layout.params, p)
-    }
-
-    /// A parameter's gradient: a sum over targets times the loss scale, not yet divided.
-    pub fn grad(&self, p: usize) -> &[f32] {
-        self.flat(self.layout.grads, p)
-    }
-
-    /// A parameter's gradient, to be set.
-    pub fn grad_mut(&mut self, p: usize) -> &mut [f32] {
-        self.flat_mut(self.layout.grads, p)
-    }
-
-    /// Moment `k` of a parameter.
-    pub fn moment(&self, k: usize, p: usize) -> &[f32] {
-        self.flat(self.layout.moments[k], p)
-    }
-
-    /// Moment `k` of a parameter, to be set.
-    pub fn moment_mut(&mut self, k: usize, p: usize) -> &mut [f32] {
-        self.flat_mut(self.layout.moments[k], p)
-    }
-
-    /// All gradients of trained parameters as one slice, padding (zeros) included.
-    pub fn grads(&self) -> &[f32] {
-        self.arena.f32s(self.layout.grads, self.trained_len())
-    }
-
-    /// As [`Engine::grads`], to be reduced over ranks.
-    pub fn grads_mut(&mut self) -> &mut [f32] {
-        let len = self.trained_len();
-        self.arena.f32s_mut(self.layout.grads, len)
-    }
-
-    fn trained_len(&self) -> usize {
-        self.layout.flat.trained.last().map_or(0, |r| r.end)
-    }
-
-    /// Initial values: the same for any mesh, since they depend on the seed and the parameter's path alone.
-    pub fn initialise(&mut self, model: &Model, seed: u64) {
-        for (i, p) in model.params.iter().enumerate() {
-            let key = random::stream_key(seed, &p.path, 0, random::Purpose::Init);
-            fill(self.param_mut(i), p, key);
-        }
-        self.write_shadows();
-    }
-
-    /// Writes every shadow from its master.
-    pub fn write_shadows(&mut self) {
-        let all = memory::Range { start: 0, end: self.layout.flat.len, decays: false, split: false };
-        optim::write_shadows(&self.pool, self.part(self.layout.params, &all), &self.shadows);
-    }
-
-    /// Sums of squares of the gradients, by a fixed tree: of parameters that all ranks hold, and of this rank's parts.
-    pub fn grad_sums_of_squares(&self) -> (f64, f64) {
-        let mut sums = (0.0, 0.0);
-        for r in &self.layout.flat.trained {
-            let sum = optim::sum_of_squares(&self.pool, self.part(self.layout.grads, r));
-            if r.split { sums.1 += sum } else { sums.0 += sum }
-        }
-        sums
-    }
-
-    /// Whether all gradients are finite.
-    pub fn grads_finite(&self) -> bool {
-        self.layout.flat.trained.iter().all(|r| optim::all_finite(&self.pool, self.part(self.layout.grads, r)))
-    }
-
-    /// One AdamW step over each trained range; `scalars` gives those of the decaying and the other group.
-    pub fn adamw(&mut self, scalars: impl Fn(bool) -> AdamWStep) {
-        let (p, g, m, v) = (self.layout.params, self.layout.grads, self.layout.moments[0], self.layout.moments[1]);
-        for (r, shadows) in self.layout.flat.trained.iter().zip(&self.trained_shadows) {
-            let part = |segment: usize| self.part(segment, r);
-            optim::adamw(&self.pool, &scalars(r.decays), part(p), part(g), [part(m), part(v)], shadows);
-        }
-    }
-
-    /// One momentum step over each trained range.
-    pub fn sgd(&mut self, scalars: impl Fn(bool) -> SgdStep) {
-        let (p, g, m) = (self.layout.params, self.layout.grads, self.layout.moments[0]);
-        for (r, shadows) in self.layout.flat.trained.iter().zip(&self.trained_shadows) {
-            let part = |segment: usize| self.part(segment, r);
-            optim::sgd(&self.pool, &scalars(r.decays), part(p), part(g), part(m), shadows);
-        }
-    }
-
-    fn part(&self, segment: usize, r: &memory::Range) -> crate::device::host::buffer::Buf {
-        const F32: usize = size_of::<f32>();
-        kernel::buf(&self.arena, segment + r.start * F32, (r.end - r.start) * F32, DType::F32)
+        self.layout().total
     }
 
     /// The largest owners of memory, for errors and `explain`: name and bytes.
     pub fn owners(&self) -> Vec<(String, usize)> {
-        owners(&self.layout, self.train.as_ref().map_or(&self.evaluate.plan, |p| &p.plan))
+        self.device.placed().owners()
     }
-}
 
-/// Every shadow of a layout, counted from the start of the masters.
-fn shadows(layout: &ArenaLayout, arena: &Arena) -> Vec<Shadow> {
-    let shadow = |&(p, dtype, offset): &(usize, DType, usize)| Shadow {
-        first: layout.flat.offsets[p],
-        to: kernel::buf(arena, offset, layout.flat.lens[p] * dtype.bytes(), dtype),
-    };
-    layout.shadows.iter().map(shadow).collect()
-}
-
-/// Those of a range, counted from its start.
-fn within(shadows: &[Shadow], r: &memory::Range) -> Vec<Shadow> {
-    let inside = shadows.iter().filter(|s| (r.start..r.end).contains(&s.first));
-    inside.map(|s| Shadow { first: s.first - r.start, ..*s }).collect()
-}
-
-/// Runs all steps with every buffer poisoned outside of its life.
-fn inspected(p: &Prepared, cx: &RunCx<'_>, seen: &mut Inspection) {
-    let run = Inspected { arena: cx.arena, layout: cx.layout, plan: &p.plan, micro: cx.micro };
-    run.begin(seen);
-    for (i, (k, s)) in p.kernels.iter().zip(&p.plan.steps).enumerate() {
-        run.before(i);
-        k.run(cx, s);
-        run.after(i, seen);
+    /// Copies a batch in; inputs in the order of the root's arguments.
+    ///
+    /// # Errors
+    /// [`DeviceError`] if the device has failed.
+    ///
+    /// # Panics
+    /// If an input has another length than its buffer: the trainer checks batches first.
+    pub fn write_inputs(&mut self, mode: Mode, inputs: &[HostInput<'_>]) -> Result<(), DeviceError> {
+        for (k, input) in inputs.iter().enumerate() {
+            let placed = self.device.placed();
+            let slot = placed.slot(mode, placed.plan(mode).inputs[k]);
+            self.device.write(slot, *input)?;
+        }
+        Ok(())
     }
-}
 
-/// Segments and the largest temporaries of a plan.
-fn owners(layout: &ArenaLayout, plan: &Plan) -> Vec<(String, usize)> {
-    let segment = layout.flat.len * size_of::<f32>();
-    let mut list = vec![("parameters".to_owned(), segment), ("gradients".to_owned(), segment)];
-    list.push(("optimizer moments".to_owned(), segment * layout.moments.len()));
-    list.push(("workspace of kernels".to_owned(), layout.workspace_bytes));
-    let temporary = plan.buffers.iter().filter(|b| b.segment == Segment::Temporary);
-    list.extend(temporary.map(|b| (b.name.clone(), b.bytes())));
-    list.sort_by(|a, b| b.1.cmp(&a.1).then_with(|| a.0.cmp(&b.0)));
-    list
+    /// Runs all steps of a plan.
+    ///
+    /// # Errors
+    /// [`DeviceError`] if the device fails.
+    pub fn run(&mut self, mode: Mode, run: Run) -> Result<(), DeviceError> {
+        self.device.run(mode, run)
+    }
+
+    /// What inspected runs showed; `None` if the engine does not inspect.
+    pub fn inspection(&self) -> Option<&Inspection> {
+        self.device.inspection()
+    }
+
+    /// f32 values of an output of a plan.
+    ///
+    /// # Errors
+    /// [`DeviceError`] if the device has failed.
+    pub fn output(&self, mode: Mode, k: usize) -> Result<Vec<f32>, DeviceError> {
+        let placed = self.device.placed();
+        let slot = placed.slot(mode, placed.plan(mode).outputs[k]);
+        let mut out = vec![0.0; slot.elements];
+        self.device.read(slot, &mut out)?;
+        Ok(out)
+    }
+
+    /// First element of an output; allocates nothing.
+    ///
+    /// # Errors
+    /// [`DeviceError`] if the device has failed.
+    pub fn output_scalar(&self, mode: Mode, k: usize) -> Result<f32, DeviceError> {
+        let placed = self.device.placed();
+        let slot = placed.slot(mode, placed.plan(mode).outputs[k]);
+        let mut out = [0.0];
+        self.device.read(Slot { elements: 1, ..slot }, &mut out)?;
+        Ok(out[0])
+    }
+
+    fn flat(&self, kind: Kind, param: usize) -> Slot {
+        let layout = self.layout();
+        let segment = match kind {
+            Kind::Weight => layout.params,
+            Kind::Gradient => layout.grads,
+            Kind::Moment(k) => layout.moments[k],
+        };
+        let offset = segment + layout.flat.offsets[param] * size_of::<f32>();
+        Slot { offset, elements: layout.flat.lens[param], dtype: DType::F32 }
+    }
+
+    /// A tensor of parameter `param`, as this rank holds it.
+    ///
+    /// # Errors
+    /// [`DeviceError`] if the device has failed.
+    pub fn values(&self, kind: Kind, param: usize) -> Result<Vec<f32>, DeviceError> {
+        let slot = self.flat(kind, param);
+        let mut out = vec![0.0; slot.elements];
+        self.device.read(slot, &mut out)?;
+        Ok(out)
+    }
+
+    /// Sets a tensor of parameter `param`; after weights, [`Device::write_shadows`] is due.
+    ///
+    /// # Errors
+    /// [`DeviceError`] if the device has failed.
+    pub fn set_values(&mut self, kind: Kind, param: usize, values: &[f32]) -> Result<(), DeviceError> {
+        let slot = self.flat(kind, param);
+        self.device.write(slot, HostInput::F32(values))
+    }
+
+    /// Initial values: the same for any mesh, since they depend on the seed and the parameter's path alone.
+    ///
+    /// # Errors
+    /// [`DeviceError`] if the device has failed.
+    pub fn initialise(&mut self, model: &Model, seed: u64) -> Result<(), DeviceError> {
+        let mut values = Vec::new();
+        for (i, p) in model.params.iter().enumerate() {
+            let key = random::stream_key(seed, &p.path, 0, random::Purpose::Init);
+            values.resize(p.len(), 0.0);
+            fill(&mut values, p, key);
+            self.set_values(Kind::Weight, i, &values)?;
+        }
+        self.device.write_shadows()
+    }
 }
 
 /// Fan of a weight: inputs are all axes but the last, as `x.matmul(w)` contracts the first.

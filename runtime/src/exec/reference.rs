@@ -92,12 +92,7 @@ impl<'a> Reference<'a> {
     }
 
     fn write(&mut self, id: usize, data: Vec<f64>, write: Write, micro: usize) {
-        let adds = match write {
-            Write::Store => false,
-            Write::StoreThenAdd => micro > 0,
-            Write::Add => true,
-        };
-        let old = if adds { Some(self.get(id).to_vec()) } else { None };
+        let old = if write.adds(micro) { Some(self.get(id).to_vec()) } else { None };
         let sum = match old {
             Some(old) => old.iter().zip(&data).map(|(a, b)| a + b).collect(),
             None => data,

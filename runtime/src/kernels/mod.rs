@@ -15,6 +15,7 @@ mod reduce;
 mod rounding;
 mod segment;
 mod steps;
+pub mod training;
 
 pub use arguments::{input, number, output, position, words};
 pub use column_sum::define_column_sum;

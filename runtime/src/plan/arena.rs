@@ -1,6 +1,6 @@
 //! Offsets: persistent buffers one after another, temporaries by lifetime. Buffers that are alive together never overlap.
 
-use super::{Buffer, Segment};
+use super::{Buffer, Memory, Segment};
 
 /// Alignment of every buffer: GPU bindings need 256 bytes.
 pub const ALIGNMENT: usize = 256;
@@ -11,7 +11,7 @@ pub fn align(bytes: usize) -> usize {
 }
 
 /// Gives each temporary an offset from 0 (largest first, lowest free gap among those alive with it) and returns their extent.
-pub fn place_temporaries(buffers: &mut [Buffer]) -> usize {
+pub fn place_temporaries(buffers: &mut [Buffer], memory: Memory) -> usize {
     let mut order: Vec<usize> = (0..buffers.len()).filter(|&i| buffers[i].segment == Segment::Temporary).collect();
     order.sort_by_key(|&i| (std::cmp::Reverse(buffers[i].bytes()), buffers[i].life, i));
     let mut placed: Vec<usize> = Vec::new();
@@ -31,7 +31,7 @@ pub fn place_temporaries(buffers: &mut [Buffer]) -> usize {
             if at + size <= from {
                 break;
             }
-            at = at.max(to);
+            at = memory.next(at.max(to), size);
         }
         buffers[i].offset = at;
         extent = extent.max(at + size);

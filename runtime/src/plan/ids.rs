@@ -144,12 +144,12 @@ mod tests {
         let mut trainer = Trainer::<Lookup>::new(sizes! { N = 2, W = 3, D = 4, E = 7, C = 5 }).build().unwrap();
         let good = [0, 6, 3, -1, 2, 5];
         trainer.step(&(&[0, 6, 3, -1, 2, 5], &[0, 4, -1, 3, 2, 1])).unwrap();
-        let weights = trainer.param("table");
+        let weights = trainer.param("table").unwrap();
         let said = message(trainer.step(&(&[0, 1, 2, 7, 0, 0], &[0; 6])));
         assert!(said.starts_with("K0810: element 3 of input `ids` is the id 7") && said.contains("`E` = 7"), "{said}");
         let said = message(trainer.step(&(&good, &[0, 0, 0, 0, 5, 0])));
         assert!(said.starts_with("K0810: element 4 of input `next` is the id 5") && said.contains("`C` = 5"), "{said}");
-        assert_eq!(trainer.param("table"), weights, "nothing was trained");
+        assert_eq!(trainer.param("table").unwrap(), weights, "nothing was trained");
         let mut trainer = Trainer::<Classify>::new(sizes! { N = 2, D = 3, C = 5 }).build().unwrap();
         let said = message(trainer.step(&(&[0.5; 6], &[4, 5])));
         assert!(said.starts_with("K0810: element 1 of input `class` is the id 5"), "{said}");

@@ -10,14 +10,49 @@ mod schedule;
 pub use ids::{IdError, IdLimit};
 pub use schedule::{build, build_forward};
 
-use kiln_compiler::fuse::Region;
-use kiln_compiler::ir::{Attrs, Axis, DType, Sizes, Type};
+use crate::random;
+use kiln_compiler::fuse::{Region, Stream};
+use kiln_compiler::ir::{Attr, Attrs, Axis, DType, Sizes, Type};
 use kiln_compiler::ops::{self, Op};
 use std::sync::Arc;
 use xxhash_rust::xxh3::Xxh3Default;
 
 /// Index of a buffer in [`Plan::buffers`].
 pub type BufferId = usize;
+
+/// How a device stores tensors: what a plan must know of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Memory {
+    /// Bytes of an element of bf16, f16 and bool: 4 where the device has no such storage and keeps rounded values in 32 bits.
+    pub widths: [usize; 3],
+    /// Largest piece of memory; no tensor crosses a multiple of it.
+    pub chunk: usize,
+}
+
+impl Memory {
+    /// The host: every type as it is, in one piece.
+    pub const HOST: Memory = Memory { widths: [2, 2, 1], chunk: usize::MAX };
+
+    /// Bytes of a stored element.
+    pub fn width(self, dtype: DType) -> usize {
+        match dtype {
+            DType::Bf16 => self.widths[0],
+            DType::F16 => self.widths[1],
+            DType::Bool => self.widths[2],
+            DType::F32 | DType::I32 | DType::Compute | DType::Sub(_) => dtype.bytes(),
+        }
+    }
+
+    /// The first place from `at` where `bytes` cross no chunk; a larger tensor begins a chunk.
+    pub fn next(self, at: usize, bytes: usize) -> usize {
+        if at % self.chunk + bytes <= self.chunk { at } else { at.next_multiple_of(self.chunk) }
+    }
+
+    /// Whether a chunk begins at `at`.
+    pub fn starts_chunk(self, at: usize) -> bool {
+        at.is_multiple_of(self.chunk)
+    }
+}
 
 /// Where a buffer lives.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -43,6 +78,8 @@ pub struct Buffer {
     pub dtype: DType,
     /// Number of elements.
     pub elements: usize,
+    /// Bytes of an element, as the device stores it.
+    pub width: usize,
     /// Where it lives.
     pub segment: Segment,
     /// First step that writes it, last step that reads it; both 0 for buffers that live always.
@@ -54,7 +91,7 @@ pub struct Buffer {
 impl Buffer {
     /// Size in bytes.
     pub fn bytes(&self) -> usize {
-        self.elements * self.dtype.bytes()
+        self.elements * self.width
     }
 }
 
@@ -176,6 +213,18 @@ impl Plan {
         reduced.map(|s| self.buffers[s.inputs[0]].bytes()).sum()
     }
 
+    /// Key of a random stream of a step's region, and how many of its numbers one part of the batch takes: none if the stream does not run
+    /// over the batch.
+    pub fn stream(&self, step: &Step, region: &Region, stream: &Stream, seed: u64) -> (u64, u64) {
+        let key = random::stream_key(seed, &step.path, stream.site, random::Purpose::Operation);
+        let axes: Vec<Axis> = stream.axes.iter().map(|&a| region.domain[a]).collect();
+        if axes.first() != Some(&self.batch) {
+            return (key, 0);
+        }
+        let whole = |a: &Axis| step.split.filter(|s| s.axis == *a).map_or(step.sizes.of(*a), |s| s.whole);
+        (key, axes.iter().map(whole).product::<usize>() as u64)
+    }
+
     /// Names the steps in order, as an event log would: phase, layer, operation.
     pub fn log(&self) -> Vec<String> {
         self.steps.iter().map(|s| format!("{:?} {} {}", s.phase, s.path, s.work.name())).collect()
@@ -188,8 +237,8 @@ impl Plan {
             format!("{phase:?} {path} {} {inputs:?} -> {outputs:?} {sizes:?}", s.work.contents())
         };
         let buffer = |b: &Buffer| {
-            let Buffer { name, dtype, elements, segment, life, offset } = b;
-            format!("{name} {dtype}[{elements}] {segment:?} {life:?} at {offset}")
+            let Buffer { name, dtype, elements, width, segment, life, offset } = b;
+            format!("{name} {dtype}[{elements}] of {width} {segment:?} {life:?} at {offset}")
         };
         self.steps.iter().map(step).chain(self.buffers.iter().map(buffer)).collect()
     }
@@ -202,6 +251,25 @@ impl Plan {
             h.update(b"\n");
         }
         h.digest()
+    }
+}
+
+/// A position among an operation's constants: a number, or an axis that stands for its size.
+pub fn position(attrs: &Attrs, name: &str, sizes: &Sizes) -> usize {
+    match attrs.get(name) {
+        Some(Attr::Axis(a)) => sizes.of(*a),
+        _ => attrs.int(name) as usize,
+    }
+}
+
+impl Write {
+    /// Whether the result is added to, in micro-batch `micro`.
+    pub fn adds(self, micro: usize) -> bool {
+        match self {
+            Write::Store => false,
+            Write::StoreThenAdd => micro > 0,
+            Write::Add => true,
+        }
     }
 }
 

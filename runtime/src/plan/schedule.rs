@@ -3,7 +3,7 @@
 //! Forward keeps the residuals of each instance, or its inputs alone where the layer says so; backward then first runs the
 //! layer's forward launches again. A parameter's first gradient overwrites, later ones add.
 
-use super::{Buffer, BufferId, Phase, Plan, Segment, SplitAxis, Step, Work, Write, arena, ids};
+use super::{Buffer, BufferId, Memory, Phase, Plan, Segment, SplitAxis, Step, Work, Write, arena, ids};
 use crate::link::{Instance, Keep, LayerType, Model};
 use kiln_compiler::compile::{CompiledLayer, call_id};
 use kiln_compiler::fuse::{Launch, LaunchKind};
@@ -12,8 +12,8 @@ use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 /// The plan of one training micro-batch: forward, then backward.
-pub fn build(model: &Model, sizes: &Sizes) -> Plan {
-    let mut s = Scheduler::new(model, sizes);
+pub fn build(model: &Model, sizes: &Sizes, memory: Memory) -> Plan {
+    let mut s = Scheduler::new(model, sizes, memory);
     let root = s.root();
     let inputs = s.host_inputs();
     let train = &model.types[model.root.ty].programs.train;
@@ -25,8 +25,8 @@ pub fn build(model: &Model, sizes: &Sizes) -> Plan {
 }
 
 /// The plan of one evaluation or inference: forward alone.
-pub fn build_forward(model: &Model, sizes: &Sizes) -> Plan {
-    let mut s = Scheduler::new(model, sizes);
+pub fn build_forward(model: &Model, sizes: &Sizes, memory: Memory) -> Plan {
+    let mut s = Scheduler::new(model, sizes, memory);
     s.evaluating = true;
     let root = s.root();
     let inputs = s.host_inputs();
@@ -53,6 +53,7 @@ struct Saved {
 
 struct Scheduler<'m> {
     model: &'m Model,
+    memory: Memory,
     /// Sizes for layers that are whole on every rank, and by layer type for those that are split.
     sizes: Arc<Sizes>,
     split: Vec<Arc<Sizes>>,
@@ -64,12 +65,13 @@ struct Scheduler<'m> {
 }
 
 impl<'m> Scheduler<'m> {
-    fn new(model: &'m Model, sizes: &'m Sizes) -> Self {
+    fn new(model: &'m Model, sizes: &'m Sizes, memory: Memory) -> Self {
         let grads = vec![None; model.params.len()];
         let split = model.types.iter().map(|t| Arc::new(t.local_sizes(sizes))).collect();
         let sizes = Arc::new(sizes.clone());
         Scheduler {
             model,
+            memory,
             sizes,
             split,
             buffers: Vec::new(),
@@ -94,7 +96,8 @@ impl<'m> Scheduler<'m> {
 
     fn buffer_of(&mut self, name: &str, elements: usize, segment: Segment, dtype: DType) -> BufferId {
         let life = (usize::MAX, 0);
-        self.buffers.push(Buffer { name: name.to_owned(), dtype, elements, segment, life, offset: 0 });
+        let width = self.memory.width(dtype);
+        self.buffers.push(Buffer { name: name.to_owned(), dtype, elements, width, segment, life, offset: 0 });
         self.buffers.len() - 1
     }
 
@@ -451,7 +454,7 @@ impl<'m> Scheduler<'m> {
         for b in &mut self.buffers {
             b.life.0 = b.life.0.min(b.life.1);
         }
-        let temporary_bytes = arena::place_temporaries(&mut self.buffers);
+        let temporary_bytes = arena::place_temporaries(&mut self.buffers, self.memory);
         assert_eq!(arena::overlap(&self.buffers), None, "the arena overlaps buffers that are alive together");
         let host: Vec<BufferId> = inputs.into_iter().filter(|&b| self.buffers[b].segment == Segment::Host).collect();
         let first = self.model.types[self.model.root.ty].layer.args.iter().find_map(|a| match &a.kind {

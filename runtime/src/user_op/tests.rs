@@ -308,7 +308,7 @@ fn compare_with_differences<L: crate::layer::Layer>(
             let mut at = |x: f32| {
                 let mut values = start.clone();
                 values[i] = x;
-                assert!(t.set_param(path, &values));
+                t.set_param(path, &values).expect("a parameter");
                 t.evaluate([batch]).expect("it evaluates")
             };
             let (up, down) = (start[i] + STEP, start[i] - STEP);
@@ -317,7 +317,7 @@ fn compare_with_differences<L: crate::layer::Layer>(
             largest = largest.max(found.abs());
             assert!((found - difference).abs() <= DIFFERENCE, "{path}[{i}]: {found} is not {difference}");
         }
-        assert!(t.set_param(path, &start));
+        t.set_param(path, &start).expect("a parameter");
         assert!(largest > 100.0 * DIFFERENCE / 10.0, "the gradient of `{path}` is nearly zero: it proves nothing");
     }
 }
@@ -421,7 +421,7 @@ fn a_recorded_gradient_path_without_a_derivative_is_refused() {
     let mut t =
         Trainer::<Cut>::new(sizes! { B = 4, D = 3, C = 3 }).threads(1).build().unwrap_or_else(|e| panic!("{e}"));
     t.step(&(numbers(12, 1), vec![0, 1, 2, 0])).expect("a path that is cut needs no derivative");
-    assert_eq!(t.grad("s"), Some(vec![0.0; 3]));
+    assert_eq!(t.grad("s").unwrap(), vec![0.0; 3]);
 }
 
 /// The unknown axes of a child's result have names when the model is linked, and are then checked against the `sig`.

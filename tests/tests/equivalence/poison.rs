@@ -1,9 +1,10 @@
 //! Poisoned memory: filling each buffer with NaN at its planned birth and death changes no bit of a sound plan, and shows a broken one.
 
 use kiln::DType;
-use kiln::exec::{EngineOptions, HostInput, Mode, inspect::Inspection};
+use kiln::device::Target;
+use kiln::exec::{EngineOptions, HostInput, Kind, Mode, inspect::Inspection};
 use kiln::link::{Keep, LinkOptions, Model};
-use kiln::plan::{self, Plan, Segment, arena};
+use kiln::plan::{self, Memory, Plan, Segment, arena};
 use kiln::prelude::Layer as _;
 use kiln::ranks::{Mesh, Ranks};
 use kiln::trainer::Trainer;
@@ -35,7 +36,10 @@ fn poisoned_runs_have_the_same_bits() {
             let (a, b) = (plain.evaluate([&batch]), poisoned.evaluate([&batch]));
             assert_eq!(a.expect("a batch").to_bits(), b.expect("a batch").to_bits());
         }
-        assert!(plain.state(&[]) == poisoned.state(&[]), "{precision}, {keep:?}, {mesh:?}");
+        assert!(
+            plain.state(&[]).expect("a state") == poisoned.state(&[]).expect("a state"),
+            "{precision}, {keep:?}, {mesh:?}"
+        );
         for rank in 0..mesh.world_size() {
             let seen: &Inspection = poisoned.ranks().engine_of(rank).inspection().expect("it inspects");
             assert_eq!(seen.strays, [], "{precision}, {keep:?}, {mesh:?}: writes outside of living buffers");
@@ -53,6 +57,7 @@ fn run(edit: impl Fn(&mut Plan)) -> Vec<u32> {
         tensor: (1, 0),
     };
     let engine = |model: &Model| EngineOptions {
+        target: Target::Host,
         threads: 1,
         seed: 6,
         n_moments: 0,
@@ -60,15 +65,15 @@ fn run(edit: impl Fn(&mut Plan)) -> Vec<u32> {
         poison: true,
     };
     let plans = |model: &Model| {
-        let mut train = plan::build(model, &small());
+        let mut train = plan::build(model, &small(), Memory::HOST);
         edit(&mut train);
-        (Some(train), plan::build_forward(model, &small()))
+        (Some(train), plan::build_forward(model, &small(), Memory::HOST))
     };
     let mut ranks = Ranks::new(Dropped::DEF, &options, Mesh::ONE, 1, engine, plans).expect("a sound model");
-    ranks.initialise(6);
+    ranks.initialise(6).expect("it runs");
     let (ids, next) = batch(&small(), 0);
-    let sums = ranks.run(Mode::Train, &[HostInput::I32(&ids), HostInput::I32(&next)], 0, 0, 1.0);
-    let all = (0..ranks.model().params.len()).flat_map(|p| ranks.engine().grad(p).to_vec());
+    let sums = ranks.run(Mode::Train, &[HostInput::I32(&ids), HostInput::I32(&next)], 0, 0, 1.0).expect("it runs");
+    let all = (0..ranks.model().params.len()).flat_map(|p| ranks.engine().values(Kind::Gradient, p).expect("it runs"));
     all.chain([sums.loss as f32]).map(f32::to_bits).collect()
 }
 

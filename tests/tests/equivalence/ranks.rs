@@ -1,9 +1,10 @@
 //! Ranks: the same training whether one rank or several do it, each with its part of what is split.
 
-use kiln::exec::{Engine, EngineOptions, HostInput, Mode};
+use kiln::device::Target;
+use kiln::exec::{EngineOptions, HostInput, Kind, Mode};
 use kiln::layer::Layer;
 use kiln::link::{Keep, LinkOptions, Model};
-use kiln::plan::{self, Plan, Work, Write};
+use kiln::plan::{self, Memory, Plan, Work, Write};
 use kiln::prelude::sizes;
 use kiln::ranks::{Mesh, Ranks, RanksError};
 use kiln::trainer::{TrainError, Trainer, TrainerBuilder};
@@ -98,27 +99,21 @@ fn each_rank_holds_its_half_of_weights_gradients_and_moments() {
     let mut trainer = session(TENSOR);
     trainer.step(&batch(&small(), 0)).expect("a sound step");
     let whole = session(Mesh::ONE);
-    type Read = fn(&Engine, usize) -> &[f32];
-    let tensors: [(&str, Read); 4] = [
-        ("weight", |e, p| e.param(p)),
-        ("gradient", |e, p| e.grad(p)),
-        ("first moment", |e, p| e.moment(0, p)),
-        ("second moment", |e, p| e.moment(1, p)),
-    ];
+    let tensors = [Kind::Weight, Kind::Gradient, Kind::Moment(0), Kind::Moment(1)];
     let mut n_split = 0;
     for (p, param) in whole.model().params.iter().enumerate() {
         let split = is_split(&param.path);
         n_split += usize::from(split);
-        for (what, read) in tensors {
-            let [a, b] = [0, 1].map(|rank| read(trainer.ranks().engine_of(rank), p));
+        for kind in tensors {
+            let [a, b] = [0, 1].map(|rank| trainer.ranks().engine_of(rank).values(kind, p).expect("it runs"));
             let held = if split { param.len() / 2 } else { param.len() };
-            assert_eq!((a.len(), b.len()), (held, held), "{what} of {}", param.path);
+            assert_eq!((a.len(), b.len()), (held, held), "{kind:?} of {}", param.path);
             // Parts are two halves, anything else is the same on both.
-            assert_eq!(a == b, !split, "{what} of {}", param.path);
+            assert_eq!(a == b, !split, "{kind:?} of {}", param.path);
         }
     }
     assert_eq!(n_split, 2 * 8);
-    let bytes = |t: &Trainer<Dropped>| t.ranks().engine().layout.flat.len * size_of::<f32>();
+    let bytes = |t: &Trainer<Dropped>| t.ranks().engine().layout().flat.len * size_of::<f32>();
     assert!(bytes(&trainer) < bytes(&whole), "{} and {}", bytes(&trainer), bytes(&whole));
     assert!(trainer.peak_bytes() < whole.peak_bytes());
 }
@@ -167,6 +162,7 @@ fn edited<M: Layer>(mesh: Mesh, edit: impl Fn(&Model, &mut Plan)) -> Result<Rank
         tensor: (1, 0),
     };
     let engine = |model: &Model| EngineOptions {
+        target: Target::Host,
         threads: 1,
         seed: 9,
         n_moments: 2,
@@ -174,22 +170,23 @@ fn edited<M: Layer>(mesh: Mesh, edit: impl Fn(&Model, &mut Plan)) -> Result<Rank
         poison: false,
     };
     let plans = |model: &Model| {
-        let mut train = plan::build(model, &local);
+        let mut train = plan::build(model, &local, Memory::HOST);
         edit(model, &mut train);
-        (Some(train), plan::build_forward(model, &local))
+        (Some(train), plan::build_forward(model, &local, Memory::HOST))
     };
     let mut ranks = Ranks::new(M::DEF, &options, mesh, 1, engine, plans)?;
-    ranks.initialise(9);
+    ranks.initialise(9)?;
     Ok(ranks)
 }
 
 /// Loss and gradients of one step.
 fn one_step(ranks: &mut Ranks) -> (f64, Tensors) {
     let (ids, next) = batch(&small(), 0);
-    let sums = ranks.run(Mode::Train, &[HostInput::I32(&ids), HostInput::I32(&next)], 0, 0, 1.0);
-    ranks.reduce_grads();
+    let sums = ranks.run(Mode::Train, &[HostInput::I32(&ids), HostInput::I32(&next)], 0, 0, 1.0).expect("it runs");
+    ranks.reduce_grads().expect("it runs");
     let params = ranks.model().params.iter().enumerate();
-    let grads = params.map(|(p, param)| (param.path.clone(), ranks.gather(p, |e| e.grad(p)))).collect();
+    let grads =
+        params.map(|(p, param)| (param.path.clone(), ranks.gather(Kind::Gradient, p).expect("it runs"))).collect();
     (sums.loss, grads)
 }
 
@@ -257,7 +254,7 @@ fn a_broken_value_on_one_rank_is_reported_and_nobody_waits() {
     let mut down = trainer.param(path).expect("a parameter");
     // On the second rank of `tensor` alone.
     *down.last_mut().expect("elements") = f32::NAN;
-    assert!(trainer.set_param(path, &down));
+    trainer.set_param(path, &down).expect("a parameter");
     let before = params(&trainer);
     match trainer.step(&batch(&small(), 0)) {
         Err(TrainError::NotFinite { path, operation, at, .. }) => {

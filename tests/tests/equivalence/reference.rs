@@ -1,5 +1,6 @@
 //! The host runs a plan as the f64 reference of the same plan does, buffer by buffer apart.
 
+use kiln::exec::Kind;
 use kiln::exec::reference::Reference;
 use kiln::link::Keep;
 use kiln::plan::{Plan, Segment};
@@ -18,7 +19,7 @@ fn reference<'a>(plan: &'a Plan, trainer: &Trainer<Dropped>, seed: u64) -> Refer
     let wide = |x: &[f32]| x.iter().map(|v| f64::from(*v)).collect::<Vec<f64>>();
     for (value, buffer) in r.values.iter_mut().zip(&plan.buffers) {
         if let Segment::Param(p) = buffer.segment {
-            *value = Some(wide(trainer.ranks().engine().param(p)));
+            *value = Some(wide(&trainer.ranks().engine().values(Kind::Weight, p).expect("it runs")));
         }
     }
     r.values[plan.loss_scale.expect("a training plan")] = Some(vec![1.0]);

@@ -37,7 +37,7 @@ fn session(v: &Values) -> Trainer<Gpt> {
     let params = v.under("param");
     assert_eq!(params.len(), trainer.model().params.len());
     for (path, values) in params {
-        assert!(trainer.set_param(&path, &values.data), "{path}");
+        trainer.set_param(&path, &values.data).expect("a parameter");
     }
     trainer
 }

@@ -32,9 +32,9 @@ fn check(name: &str, optimizer: impl Fn(&Value) -> (Optimizer, f64), clipped: bo
         builder = builder.clip(number(&v.about, "max_norm"));
     }
     let mut trainer = builder.build().expect("the model is sound");
-    let fixed = trainer.param("fixed");
+    let fixed = trainer.param("fixed").expect("a parameter");
     for path in ["w", "b"] {
-        assert!(trainer.set_param(path, &v.get(&format!("start/{path}")).data));
+        trainer.set_param(path, &v.get(&format!("start/{path}")).data).expect("a parameter");
     }
     // One row with one target: the gradient of the mean is the sum, and setting it rounds nothing.
     let row = (vec![1.0f32; 43], vec![2]);
@@ -45,9 +45,9 @@ fn check(name: &str, optimizer: impl Fn(&Value) -> (Optimizer, f64), clipped: bo
         for path in ["w", "b"] {
             let all = &v.get(&format!("grads/{path}")).data;
             let n = all.len() / STEPS;
-            assert!(gradients.set(path, &all[step * n..(step + 1) * n]));
+            gradients.set(path, &all[step * n..(step + 1) * n]).expect("a parameter");
         }
-        let report = gradients.finish();
+        let report = gradients.finish().expect("a sound step");
         if clipped {
             let norm = f64::from(v.get(&format!("{name}/norms")).data[step]);
             assert!((report.grad_norm - norm).abs() <= NORM * norm, "step {step}: {} is not {norm}", report.grad_norm);
@@ -58,7 +58,7 @@ fn check(name: &str, optimizer: impl Fn(&Value) -> (Optimizer, f64), clipped: bo
         println!("{name}, {path}: {distance:.2e}");
         assert!(distance <= f32_updates(STEPS), "{name}, {path}: {distance:.2e}");
     }
-    assert_eq!(trainer.param("fixed"), fixed, "a frozen parameter does not move");
+    assert_eq!(trainer.param("fixed").expect("a parameter"), fixed, "a frozen parameter does not move");
 }
 
 fn adamw(about: &Value) -> (Optimizer, f64) {

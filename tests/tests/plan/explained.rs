@@ -3,7 +3,7 @@
 use kiln::explain::explain;
 use kiln::layer::Layer;
 use kiln::link::{self, Keep, LinkOptions, Model};
-use kiln::plan;
+use kiln::plan::{self, Memory};
 use kiln::{DType, Sizes};
 use kiln_compiler::ir::{Func, Node};
 use kiln_examples::gpt::Gpt;
@@ -20,7 +20,7 @@ fn model(precision: DType) -> (Model, Sizes) {
 
 fn explained(precision: DType) -> String {
     let (model, sizes) = model(precision);
-    explain(&model, &plan::build(&model, &sizes))
+    explain(&model, &plan::build(&model, &sizes, Memory::HOST))
 }
 
 /// Lines under `` casts of `layer` ``.

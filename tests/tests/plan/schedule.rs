@@ -72,7 +72,7 @@ fn the_highest_byte_written_is_the_planned_one() {
         trainer.step(&batch(&small(), 0)).expect("a sound step");
         for rank in 0..mesh.world_size() {
             let (engine, seen) = (trainer.ranks().engine_of(rank), seen(&trainer, rank));
-            let layout = &engine.layout;
+            let layout = engine.layout();
             let planned = engine.plan(Mode::Train).temporary_bytes;
             assert_eq!(layout.workspace - layout.temporaries, planned, "training needs more than evaluation");
             assert!(

@@ -1,7 +1,7 @@
 //! Sizes, meshes and batches that cannot be planned: typed errors that name the thing and the legal values.
 
 use kiln::Sizes;
-use kiln::exec::EngineError;
+use kiln::device::DeviceError;
 use kiln::prelude::sizes;
 use kiln::ranks::{Mesh, RanksError};
 use kiln::schedule::Schedule;
@@ -85,7 +85,7 @@ fn more_memory_than_there_is_names_the_largest_owners() {
     // Three matrices of 4 GiB in each of 64 layers, with gradients and two moments: three thousand gigabytes.
     let wide = sizes! { B = 1, S = 2, D = 32768, G = 1, R = 1, K = 2, F = 32768, V = 3, L = 64 };
     match Trainer::<Dropped>::new(wide).build().map(|_| ()) {
-        Err(TrainError::Ranks(RanksError::Engine(EngineError::Memory(error)))) => {
+        Err(TrainError::Ranks(RanksError::Device(DeviceError::Memory(error)))) => {
             assert!(error.bytes > 64 * 3 * (4 << 30) * 4, "{}", error.bytes);
             assert_eq!(error.owners.len(), 5);
             assert!(error.owners.is_sorted_by(|a, b| a.1 >= b.1), "{:?}", error.owners);

@@ -2,9 +2,11 @@
 //!
 //! In: axes, sizes and element types. Out: results with the bits that sizes alone determine. Never waits for the device.
 
+use super::scratch::Scratch;
 use super::{Bound, Buffer, CubeDevice, CubeError, DefineFn, Handle, Spec, rounding};
 use crate::kernels::Rounding;
 use crate::kernels::library::{self, DOT_TILE};
+use crate::plan::arena::align;
 use cubecl::ir::{ElemType, FloatKind, IntKind, StorageType, Type, UIntKind};
 use cubecl::prelude::*;
 use kiln_compiler::fuse::kernel::MAX_DTYPES;
@@ -140,8 +142,24 @@ impl Attention {
         [self.heads, self.group, self.s, self.t]
     }
 
+    /// Scratch that the derivative takes, in bytes.
+    pub(super) fn scratch_bytes(&self) -> usize {
+        align(self.heads * self.s * size_of::<f32>())
+    }
+
     fn scale(&self) -> f32 {
         (1.0 / (self.head as f64).sqrt()) as f32
+    }
+}
+
+impl Loss {
+    fn logits_len(&self) -> usize {
+        self.chunks.iter().map(|c| c.rows).max().unwrap_or(0) * self.vocab
+    }
+
+    /// Scratch that a run takes, in bytes.
+    pub(super) fn scratch_bytes(&self) -> usize {
+        align(self.logits_len() * size_of::<f32>()) + 2 * align(self.rows * size_of::<f32>())
     }
 }
 
@@ -168,7 +186,13 @@ const U32: StorageType = StorageType::Scalar(ElemType::UInt(UIntKind::U32));
 
 impl<R: Runtime> CubeDevice<R> {
     /// The key of a library kernel: its name stands for its body, which no user's crate can change.
-    fn library_spec(&self, name: &str, types: &[DType], rounds: &[Option<DType>], constants: [usize; 2]) -> Spec {
+    pub(super) fn library_spec(
+        &self,
+        name: &str,
+        types: &[DType],
+        rounds: &[Option<DType>],
+        constants: [usize; 2],
+    ) -> Spec {
         let mut spec = Spec {
             name: name.to_owned(),
             hash: 0,
@@ -190,12 +214,12 @@ impl<R: Runtime> CubeDevice<R> {
         spec
     }
 
-    fn bound<'a>(&self, buffer: &'a Buffer) -> Bound<'a> {
+    pub(super) fn bound<'a>(&self, buffer: &'a Buffer) -> Bound<'a> {
         Bound { handle: &buffer.handle, len: buffer.len, ty: Type::new(self.storage(buffer.dtype)) }
     }
 
     /// One unit for each of `units`.
-    fn launch_units(
+    pub(super) fn launch_units(
         &self,
         spec: &Spec,
         define: DefineFn,
@@ -213,9 +237,8 @@ impl<R: Runtime> CubeDevice<R> {
     /// # Errors
     /// [`CubeError`] if the device has failed.
     pub fn prepare_dot(&self, tables: &DotTables, types: [DType; 3], round: Option<DType>) -> Result<Dot, CubeError> {
-        self.check_healthy()?;
         let words = tables.words();
-        let table = self.client.create_from_slice(&words);
+        let table = self.send(&words)?;
         Ok(Dot { table, table_len: words.len() / size_of::<u32>(), extents: tables.extents(), types, round })
     }
 
@@ -261,9 +284,10 @@ impl<R: Runtime> CubeDevice<R> {
         [q, k, v, o, lse, d_o]: [&Buffer; 6],
         [d_q, d_k, d_v]: [&Buffer; 3],
         rounds: [Option<DType>; 3],
+        scratch: &mut Scratch,
     ) -> Result<(), CubeError> {
         let constants = [plan.head, usize::from(plan.causal)];
-        let delta = self.empty(DType::F32, plan.heads * plan.s)?;
+        let delta = scratch.take(self, DType::F32, plan.heads * plan.s)?;
         let types = [q.dtype, k.dtype, o.dtype, d_q.dtype];
         let spec = self.library_spec("attention_queries", &types, &rounds[..1], constants);
         let buffers = [q, k, v, o, lse, d_o, d_q, &delta].map(|b| self.bound(b));
@@ -322,9 +346,8 @@ impl<R: Runtime> CubeDevice<R> {
     }
 
     /// Scratch for the logits of the largest chunk.
-    fn logits(&self, loss: &Loss) -> Result<Buffer, CubeError> {
-        let most = loss.chunks.iter().map(|c| c.rows).max().unwrap_or(0);
-        self.empty(DType::F32, most * loss.vocab)
+    fn logits(&self, loss: &Loss, scratch: &mut Scratch) -> Result<Buffer, CubeError> {
+        scratch.take(self, DType::F32, loss.logits_len())
     }
 
     /// sum, count and lse of x, w and targets.
@@ -336,9 +359,10 @@ impl<R: Runtime> CubeDevice<R> {
         plan: &Loss,
         [x, w, targets]: [&Buffer; 3],
         [sum, count, lse]: [&Buffer; 3],
+        scratch: &mut Scratch,
     ) -> Result<(), CubeError> {
-        let logits = self.logits(plan)?;
-        let of_rows = [self.empty(DType::F32, plan.rows)?, self.empty(DType::F32, plan.rows)?];
+        let logits = self.logits(plan, scratch)?;
+        let of_rows = [scratch.take(self, DType::F32, plan.rows)?, scratch.take(self, DType::F32, plan.rows)?];
         let mut spec = self.library_spec("loss_rows", &[], &[], [0; 2]);
         spec.cube_dim = self.shape.row_units;
         for chunk in &plan.chunks {
@@ -363,8 +387,9 @@ impl<R: Runtime> CubeDevice<R> {
         [x, w, targets, lse, d_sum]: [&Buffer; 5],
         [dx, dw]: [&Buffer; 2],
         accumulate: bool,
+        scratch: &mut Scratch,
     ) -> Result<(), CubeError> {
-        let logits = self.logits(plan)?;
+        let logits = self.logits(plan, scratch)?;
         let spec = self.library_spec("loss_gradient", &[], &[], [0; 2]);
         for (i, chunk) in plan.chunks.iter().enumerate() {
             self.dot(&chunk.logits, x, w, &logits, false)?;

@@ -1,27 +1,25 @@
 //! Kernels of steps: what a plan's step becomes on the host, with everything precomputed, so that running it allocates nothing.
 
-use super::EngineOptions;
-use super::comm::Member;
-use super::memory::{Arena, ArenaLayout};
-use crate::device::host::attention::AttentionPlan;
-use crate::device::host::buffer::Buf;
-use crate::device::host::copy::CopyPlan;
-use crate::device::host::gemm::{Epilogue, GemmError, GemmPlan};
-use crate::device::host::loss::{Gradient, LossOperands, LossPlan};
-use crate::device::host::pool::Pool;
-use crate::device::host::scatter::SortPlan;
-use crate::device::host::tile::{Part, StreamArg, TileArgs, TileError, TileProgram};
-use crate::device::host::user_op::ReferencePlan;
-use crate::plan::{BufferId, Plan, Step, Work, Write};
-use crate::random;
+use super::arena::Arena;
+use super::attention::AttentionPlan;
+use super::buffer::Buf;
+use super::copy::CopyPlan;
+use super::gemm::{Epilogue, GemmError, GemmPlan};
+use super::loss::{Gradient, LossOperands, LossPlan};
+use super::pool::Pool;
+use super::scatter::SortPlan;
+use super::tile::{Part, StreamArg, TileArgs, TileError, TileProgram};
+use super::user_op::ReferencePlan;
+use crate::exec::comm::Member;
+use crate::exec::layout::ArenaLayout;
+use crate::plan::{self, BufferId, Plan, Step, Work, Write};
 use crate::user_op;
-use kiln_compiler::fuse::{Region, Stream};
-use kiln_compiler::ir::{Attr, Attrs, Axis, DType, Sizes, Type};
+use kiln_compiler::ir::{Attrs, Axis, DType, Sizes, Type};
 use kiln_compiler::ops;
 
 /// A step that the host cannot run.
 #[derive(Debug, thiserror::Error)]
-pub enum KernelError {
+pub enum StepError {
     /// No kernel for an operation.
     #[error("K0804: {file}:{line}: the host has no kernel for `{op}` (layer `{path}`)")]
     Unsupported {
@@ -75,7 +73,7 @@ impl RunCx<'_> {
     /// A buffer's bytes.
     pub fn buffer(&self, id: BufferId) -> Buf {
         let b = &self.plan.buffers[id];
-        buf(self.arena, b.offset, b.bytes(), b.dtype)
+        self.arena.buf(b.offset, b.bytes(), b.dtype)
     }
 
     /// Scratch.
@@ -98,20 +96,8 @@ impl RunCx<'_> {
     }
 
     fn accumulates(&self, write: Write) -> bool {
-        match write {
-            Write::Store => false,
-            Write::StoreThenAdd => self.micro > 0,
-            Write::Add => true,
-        }
+        write.adds(self.micro)
     }
-}
-
-/// A typed view of arena bytes.
-#[allow(unsafe_code)]
-pub fn buf(arena: &Arena, offset: usize, bytes: usize, dtype: DType) -> Buf {
-    // SAFETY: the arena checks the range and lives as long as the engine; the planner keeps buffers that are alive together
-    // apart, and offsets are multiples of 256.
-    unsafe { Buf::new(arena.at(offset, bytes), bytes, dtype) }
 }
 
 /// One prepared step.
@@ -229,12 +215,12 @@ fn accumulate(cx: &RunCx<'_>, from: Buf, to: Buf, add: bool) {
 }
 
 /// A kernel for every step of a plan.
-pub fn prepare(plan: &Plan, threads: usize, options: &EngineOptions) -> Result<Vec<Kernel>, KernelError> {
-    plan.steps.iter().map(|s| prepare_step(plan, s, threads, options)).collect()
+pub fn prepare(plan: &Plan, threads: usize, seed: u64) -> Result<Vec<Kernel>, StepError> {
+    plan.steps.iter().map(|s| prepare_step(plan, s, threads, seed)).collect()
 }
 
-fn prepare_step(plan: &Plan, step: &Step, threads: usize, options: &EngineOptions) -> Result<Kernel, KernelError> {
-    let unsupported = |op: &str| KernelError::Unsupported {
+fn prepare_step(plan: &Plan, step: &Step, threads: usize, seed: u64) -> Result<Kernel, StepError> {
+    let unsupported = |op: &str| StepError::Unsupported {
         op: op.to_owned(),
         path: step.path.to_string(),
         file: step.file.to_string(),
@@ -251,34 +237,15 @@ fn prepare_step(plan: &Plan, step: &Step, threads: usize, options: &EngineOption
             };
             let program = TileProgram::new(region, &step.sizes, resolve, part, threads).map_err(|error| {
                 let (path, file) = (step.path.to_string(), step.file.to_string());
-                KernelError::Tile { error, path, file, line: step.line }
+                StepError::Tile { error, path, file, line: step.line }
             })?;
-            let streams = region.streams.iter().map(|s| stream(plan, step, region, s, options.seed)).collect();
+            let streams = region.streams.iter().map(|s| plan.stream(step, region, s, seed)).collect();
             Ok(Kernel::Region(program, streams))
         }
         Work::Library { op, attrs, inputs, outputs, rounds, write } => {
             library(&step.sizes, op.name, attrs, inputs, outputs, rounds, write, threads)
                 .unwrap_or_else(|| Err(unsupported(ops::word(op, attrs))))
         }
-    }
-}
-
-/// Key of a stream, and how many of its numbers one part of the batch takes: none if the stream does not run over the batch.
-fn stream(plan: &Plan, step: &Step, region: &Region, stream: &Stream, seed: u64) -> (u64, u64) {
-    let key = random::stream_key(seed, &step.path, stream.site, random::Purpose::Operation);
-    let axes: Vec<Axis> = stream.axes.iter().map(|&a| region.domain[a]).collect();
-    if axes.first() != Some(&plan.batch) {
-        return (key, 0);
-    }
-    let whole = |a: &Axis| step.split.filter(|s| s.axis == *a).map_or(step.sizes.of(*a), |s| s.whole);
-    (key, axes.iter().map(whole).product::<usize>() as u64)
-}
-
-/// A position that is a number, or an axis that stands for its size.
-fn position(attrs: &Attrs, name: &str, sizes: &Sizes) -> usize {
-    match attrs.get(name) {
-        Some(Attr::Axis(a)) => sizes.of(*a),
-        _ => attrs.int(name) as usize,
     }
 }
 
@@ -291,12 +258,12 @@ fn library(
     rounds: &[Vec<DType>],
     write: &[Write],
     threads: usize,
-) -> Option<Result<Kernel, KernelError>> {
+) -> Option<Result<Kernel, StepError>> {
     match op {
         "dot_general" => {
             let product = GemmPlan::new(&inputs[0].shape, &inputs[1].shape, &outputs[0].shape, sizes, threads);
             let round = rounds[0].first().copied();
-            Some(product.map(|p| Kernel::Gemm(p, round, write[0])).map_err(KernelError::from))
+            Some(product.map(|p| Kernel::Gemm(p, round, write[0])).map_err(StepError::from))
         }
         "sort_index" => {
             let (n, bins) = (sizes.elements(&inputs[0].shape), sizes.of(attrs.axis("axis")));
@@ -305,8 +272,8 @@ fn library(
         "slice" | "pad" | "concat" => {
             let (shape, axis, to) = (&inputs[0].shape, attrs.axis("axis"), attrs.axis("to"));
             Some(Ok(Kernel::Copy(match op {
-                "slice" => CopyPlan::slice(shape, axis, position(attrs, "start", sizes), to, sizes),
-                "pad" => CopyPlan::pad(shape, axis, position(attrs, "before", sizes), to, sizes),
+                "slice" => CopyPlan::slice(shape, axis, plan::position(attrs, "start", sizes), to, sizes),
+                "pad" => CopyPlan::pad(shape, axis, plan::position(attrs, "before", sizes), to, sizes),
                 _ => CopyPlan::concat(shape, axis, attrs.axis("other"), sizes),
             })))
         }

@@ -1,0 +1,85 @@
+//! Training on wgpu beside training on the host, from the same seed on the same batches.
+
+use kiln::DType;
+use kiln::device::Target;
+use kiln::layer::Layer;
+use kiln::link::Keep;
+use kiln::optim::{Optimizer, Sgd};
+use kiln::prelude::sizes;
+use kiln::schedule::Schedule;
+use kiln::trainer::{StepReport, Trainer, TrainerBuilder};
+use kiln_tests::models::*;
+use kiln_tests::peers::relative;
+use kiln_tests::training::{batch, params};
+
+use crate::{small, wgpu};
+
+/// How far losses and norms may be apart, relative.
+const STEP: f64 = 1e-4;
+/// The same for each parameter after the last step.
+const WEIGHTS: f64 = 1e-3;
+
+/// Trains both and compares every report, then every parameter.
+fn compare<L: Layer>(
+    what: &str,
+    gpu: Target,
+    start: impl Fn() -> TrainerBuilder<L>,
+    batches: &[(Vec<i32>, Vec<i32>)],
+    [of_step, of_weights]: [f64; 2],
+) {
+    let mut host = start().build().expect("a sound model");
+    let mut device = start().device(gpu).build().unwrap_or_else(|e| panic!("{what}: {e}"));
+    for batch in batches {
+        let a: StepReport = host.step(batch).expect("a sound step");
+        let b: StepReport = device.step(batch).unwrap_or_else(|e| panic!("{what}: {e}"));
+        // The norm of a step that f16 skips is not a number.
+        let near = |a: f64, b: f64| (a - b).abs() <= of_step * a.abs() || a.is_nan() && b.is_nan();
+        assert!(near(a.loss, b.loss) && near(a.grad_norm, b.grad_norm), "{what}: {b:?} is not {a:?}");
+        assert_eq!((a.step, a.count, a.lr, a.skipped), (b.step, b.count, b.lr, b.skipped), "{what}");
+    }
+    for (path, values) in params(&host) {
+        let distance = relative(&device.param(&path).expect("a parameter"), &values);
+        assert!(distance <= of_weights, "{what}, {path}: {distance:.1e}");
+    }
+    let batch = &batches[0];
+    let (a, b) = (host.evaluate([batch]).expect("a batch"), device.evaluate([batch]).expect("a batch"));
+    assert!((a - b).abs() <= of_step * a, "{what}: evaluated to {b}, the host to {a}");
+}
+
+fn batches(n: u64) -> Vec<(Vec<i32>, Vec<i32>)> {
+    (0..n).map(|i| batch(&small(), i)).collect()
+}
+
+/// A unit of bf16 or f16 where a sum falls beside the middle of two numbers, and what training makes of it in a few steps.
+const HALF: [f64; 2] = [2e-3, 2e-2];
+
+#[test]
+fn half_precision_on_wgpu_is_that_of_the_host() {
+    let Some(gpu) = wgpu("half_precision_on_wgpu_is_that_of_the_host") else { return };
+    for precision in [DType::Bf16, DType::F16] {
+        let start = || Trainer::<Dropped>::new(small()).seed(5).precision(precision).schedule(Schedule::constant(1e-3));
+        compare(&precision.to_string(), gpu.clone(), start, &batches(4), HALF);
+    }
+}
+
+/// XS of the benchmarks, with dropout in every part.
+#[test]
+fn fifty_steps_of_xs_on_wgpu_are_those_of_the_host() {
+    let Some(gpu) = wgpu("fifty_steps_of_xs_on_wgpu_are_those_of_the_host") else { return };
+    let sizes = sizes! { B = 16, S = 128, D = 128, G = 4, R = 1, K = 32, F = 384, V = 256, L = 4 };
+    let batches: Vec<_> = (0..50).map(|i| batch(&sizes, i)).collect();
+    let start =
+        || Trainer::<Dropped>::new(sizes.clone()).seed(5).schedule(Schedule::constant(3e-4).warmup(10)).clip(1.0);
+    compare("XS", gpu, start, &batches, [STEP, WEIGHTS]);
+}
+
+#[test]
+fn steps_on_wgpu_are_those_of_the_host() {
+    let Some(gpu) = wgpu("steps_on_wgpu_are_those_of_the_host") else { return };
+    let start = || Trainer::<Dropped>::new(small()).seed(5).schedule(Schedule::constant(1e-3)).clip(1.0);
+    compare("f32", gpu.clone(), start, &batches(6), [STEP, WEIGHTS]);
+    compare("accumulated", gpu.clone(), || start().accumulate(2), &batches(4), [STEP, WEIGHTS]);
+    compare("replayed", gpu.clone(), || start().checkpoint(Keep::Inputs), &batches(4), [STEP, WEIGHTS]);
+    let sgd = Optimizer::Sgd(Sgd { momentum: 0.9, weight_decay: 0.01, nesterov: true });
+    compare("momentum", gpu, || start().optimizer(sgd), &batches(4), [STEP, WEIGHTS]);
+}
