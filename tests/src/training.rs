@@ -4,7 +4,7 @@ use crate::peers::relative;
 use crate::programs::Random;
 use kiln::Sizes;
 use kiln::layer::Layer;
-use kiln::trainer::{TrainError, Trainer};
+use kiln::trainer::Trainer;
 use kiln_compiler::ir::Axis;
 use std::collections::BTreeMap;
 
@@ -21,24 +21,26 @@ pub fn batch(sizes: &Sizes, seed: u64) -> (Vec<i32>, Vec<i32>) {
     (ids, targets)
 }
 
+const OWN: &str = "the model's own parameter";
+
 /// Every parameter.
 pub fn params<L: Layer>(trainer: &Trainer<L>) -> Tensors {
-    all(trainer, |path| trainer.param(path))
+    all(trainer, |path| trainer.param(path).expect(OWN))
 }
 
 /// Every gradient, as backward left it.
 pub fn grads<L: Layer>(trainer: &Trainer<L>) -> Tensors {
-    all(trainer, |path| trainer.grad(path))
+    all(trainer, |path| trainer.grad(path).expect(OWN))
 }
 
 /// Both moments of AdamW of every parameter.
 pub fn moments<L: Layer>(trainer: &Trainer<L>) -> [Tensors; 2] {
-    ["exp_avg", "exp_avg_sq"].map(|name| all(trainer, |path| trainer.moment(name, path)))
+    ["exp_avg", "exp_avg_sq"].map(|name| all(trainer, |path| trainer.moment(name, path).expect(OWN)))
 }
 
-fn all<L: Layer>(trainer: &Trainer<L>, read: impl Fn(&str) -> Result<Vec<f32>, TrainError>) -> Tensors {
+fn all<L: Layer>(trainer: &Trainer<L>, read: impl Fn(&str) -> Vec<f32>) -> Tensors {
     let paths = trainer.model().params.iter().map(|p| p.path.clone());
-    paths.map(|path| (path.clone(), read(&path).expect("the model's own parameter"))).collect()
+    paths.map(|path| (path.clone(), read(&path))).collect()
 }
 
 /// Whether all values have the same bits.
