@@ -54,7 +54,7 @@ pub struct TrainArgs {
     /// Sizes of the model [default: xs]
     #[arg(long)]
     pub preset: Option<Preset>,
-    /// Where to compute; auto means host [default: auto]
+    /// Where to compute; auto takes a card of NVIDIA, another GPU or the host, in this order [default: auto]
     #[arg(long)]
     pub device: Option<DeviceChoice>,
     /// What layers compute in; f16 scales the loss [default: f32]

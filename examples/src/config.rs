@@ -68,7 +68,7 @@ pub enum Preset {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum DeviceChoice {
-    /// The best device that trains: the host, for now.
+    /// The best device of the machine; a software driver never.
     Auto,
     /// The CPU.
     Host,

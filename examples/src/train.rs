@@ -5,17 +5,17 @@ use std::process::ExitCode;
 use std::time::Instant;
 
 use kiln::data::{Batch, Batches, Bigram, Corpus, CorpusOptions, Cursor, PairCounts, cargo_sources};
+use kiln::device::{Copied, Target};
 use kiln::explain::explain;
 use kiln::interrupt::{EXIT_INTERRUPTED, Interrupt};
 use kiln::link::Keep;
 use kiln::metrics::{MetricsWriter, Record, read_metrics};
-use kiln::plan::Work;
 use kiln::plot::{Curve, svg};
 use kiln::prelude::*;
 use kiln::progress::{Progress, Report, Style, print_line, print_note};
 use kiln::ranks::Mesh;
 use kiln::run_dir::{RunDir, RunError};
-use kiln::trainer::{StepReport, Trainer};
+use kiln::trainer::{StepReport, TrainError, Trainer};
 use kiln::{DType, Sizes};
 
 use crate::cli::{GenerateArgs, TrainArgs};
@@ -54,6 +54,8 @@ struct Meter {
     steps: u64,
     /// Of the last step.
     collective_bytes: u64,
+    /// Of the last step.
+    copied: Copied,
 }
 
 /// `gpt train`: starts or resumes a run.
@@ -97,7 +99,7 @@ pub fn train(args: &TrainArgs) -> Result<ExitCode, Failure> {
     let valid = Batches::new(corpus.valid.clone(), config.batch, config.seq, VALID_SEED).take(EVAL_BATCHES).collect();
     let progress = Progress::new(Style::of_environment(), config.steps, trainer.steps_done());
     let now = Instant::now();
-    let since_record = Meter { since: now, steps: 0, collective_bytes: 0 };
+    let since_record = Meter { since: now, steps: 0, collective_bytes: 0, copied: Copied::default() };
     let fingerprint = corpus.fingerprint();
     let mut run = Run {
         config,
@@ -181,9 +183,9 @@ fn session(config: &Config) -> Result<Trainer<Gpt>, Failure> {
         .clip(CLIP)
         .seed(config.seed)
         .threads(config.threads)
+        .device(target(config.device)?)
         .mesh(Mesh { data: along("data"), tensor: along("tensor") })
         .build()?;
-    refuse_device(config.device, &trainer)?;
     Ok(trainer)
 }
 
@@ -204,35 +206,23 @@ pub fn dtype(precision: Precision) -> DType {
     }
 }
 
-/// A device that cannot run every step of the plan is refused, never replaced.
-fn refuse_device(device: DeviceChoice, trainer: &Trainer<Gpt>) -> Result<(), Failure> {
-    let (name, feature) = match device {
-        DeviceChoice::Auto | DeviceChoice::Host => return Ok(()),
-        DeviceChoice::Wgpu => ("wgpu", cfg!(feature = "wgpu")),
-        DeviceChoice::Cuda => ("cuda", cfg!(feature = "cuda")),
+/// The device of a configuration.
+fn target(device: DeviceChoice) -> Result<Target, Failure> {
+    let name = match device {
+        DeviceChoice::Auto => "auto",
+        DeviceChoice::Host => "host",
+        DeviceChoice::Wgpu => "wgpu",
+        DeviceChoice::Cuda => "cuda",
     };
-    if !feature {
-        return Err(Failure::option(
-            "--device",
-            format!("feature `{name}` is not compiled in: build with `--features {name}`, or use `--device host`"),
-        ));
-    }
-    let library = trainer.plan().steps.iter().find(|s| matches!(s.work, Work::Library { .. })).map(|s| s.work.name());
-    let operation = library.unwrap_or_else(|| "the optimizer".to_owned());
-    Err(Failure::option(
-        "--device",
-        format!("`{name}` has no kernel for `{operation}` yet, so it cannot train: use `--device host`"),
-    ))
+    Ok(Target::named(name).map_err(TrainError::from)?)
 }
 
 fn device_line(config: &Config, trainer: &Trainer<Gpt>) -> String {
     let parameters: usize = trainer.model().params.iter().map(kiln::link::Param::len).sum();
-    let chosen = match config.device {
-        DeviceChoice::Auto => "host (auto: the device that trains)",
-        DeviceChoice::Host | DeviceChoice::Wgpu | DeviceChoice::Cuda => "host",
-    };
+    let chosen = trainer.target().name();
+    let why = if config.device == DeviceChoice::Auto { " (auto)" } else { "" };
     let mib = trainer.peak_bytes() as f64 / (1 << 20) as f64;
-    format!("device: {chosen}; {parameters} parameters, {mib:.1} MiB planned")
+    format!("device: {chosen}{why}; {parameters} parameters, {mib:.1} MiB planned")
 }
 
 /// The data cursor of a saved state, if it belongs to this text.
@@ -260,11 +250,17 @@ impl Run {
         let mut batch = Batch::default();
         while self.trainer.steps_done() < self.end {
             self.batches.fill(&mut batch);
-            let sent = self.trainer.ranks().collective_bytes();
-            let report = self.trainer.step(&batch)?;
+            let (sent, copied) = (self.trainer.ranks().collective_bytes(), self.trainer.ranks().copied());
+            self.trainer.submit(&batch)?;
+            let step = self.trainer.steps_done();
+            // A GPU is waited for where somebody looks at the step.
+            let report =
+                (self.is_logged(step) || self.is_evaluated(step)).then(|| self.trainer.report()).transpose()?;
+            let now = self.trainer.ranks().copied();
             self.since_record.steps += 1;
             self.since_record.collective_bytes = self.trainer.ranks().collective_bytes() - sent;
-            self.after_step(&report)?;
+            self.since_record.copied = Copied { h2d: now.h2d - copied.h2d, d2h: now.d2h - copied.d2h };
+            self.after_step(step, report)?;
             if interrupt.requested() {
                 self.save()?;
                 return Ok(true);
@@ -274,14 +270,23 @@ impl Run {
         Ok(false)
     }
 
-    fn after_step(&mut self, report: &StepReport) -> Result<(), Failure> {
-        let (step, last) = (report.step, report.step == self.end);
-        let due = |every: u64| step.is_multiple_of(every) || last;
-        let evaluated = due(self.config.eval_every);
-        if evaluated || due(self.config.log_every) {
-            self.record(report, evaluated)?;
+    fn is_due(&self, step: u64, every: u64) -> bool {
+        step.is_multiple_of(every) || step == self.end
+    }
+
+    fn is_evaluated(&self, step: u64) -> bool {
+        self.is_due(step, self.config.eval_every)
+    }
+
+    fn is_logged(&self, step: u64) -> bool {
+        self.is_due(step, self.config.log_every)
+    }
+
+    fn after_step(&mut self, step: u64, report: Option<StepReport>) -> Result<(), Failure> {
+        if let Some(report) = report {
+            self.record(&report, self.is_evaluated(step))?;
         }
-        if step.is_multiple_of(self.config.save_every) && !last {
+        if step.is_multiple_of(self.config.save_every) && step != self.end {
             self.save()?;
         }
         Ok(())
@@ -306,16 +311,16 @@ impl Run {
             loss_scale: report.loss_scale,
             peak_bytes: self.trainer.peak_bytes() as u64,
             elapsed_s: self.elapsed_before + self.started.elapsed().as_secs_f64(),
-            device: "host".to_owned(),
+            device: self.trainer.target().name().to_owned(),
             world_size: self.config.local_ranks as u64,
             collective_bytes: self.since_record.collective_bytes,
-            h2d_bytes: 0,
-            d2h_bytes: 0,
+            h2d_bytes: self.since_record.copied.h2d,
+            d2h_bytes: self.since_record.copied.d2h,
         })?;
         let eta_s = (self.end - report.step) as f64 * seconds / steps;
         let (step, loss, per_second) = (report.step, report.loss, tokens_per_second);
         self.progress.report(&Report { step, loss, valid_loss, per_second, unit: "tokens", eta_s });
-        self.since_record = Meter { since: Instant::now(), steps: 0, collective_bytes: 0 };
+        self.since_record = Meter { since: Instant::now(), steps: 0, collective_bytes: 0, copied: Copied::default() };
         Ok(())
     }
 

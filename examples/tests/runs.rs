@@ -33,7 +33,12 @@ impl Place {
 
     /// Trains a model that is small enough for tests.
     fn train(&self, flags: &str) -> Command {
-        self.gpt(&format!("train --corpus text.rs --steps 12 --batch 2 --seq 16 --layers 1 {flags}"))
+        self.train_on("host", flags)
+    }
+
+    /// The same on another device.
+    fn train_on(&self, device: &str, flags: &str) -> Command {
+        self.gpt(&format!("train --device {device} --corpus text.rs --steps 12 --batch 2 --seq 16 --layers 1 {flags}"))
     }
 
     fn state(&self, run: &str) -> State<'static> {
@@ -257,7 +262,6 @@ fn flags_that_cannot_be_obeyed_are_refused() {
         ("--batch 0", "--batch"),
         ("--seq 18446744073709551616", "--seq"),
         ("--device tpu", "tpu"),
-        ("--device wgpu", "--device host"),
         ("--device cuda", "--device host"),
         ("--mesh tensor=0", "--mesh"),
         ("--mesh tensor=3", "K07"),
@@ -267,6 +271,50 @@ fn flags_that_cannot_be_obeyed_are_refused() {
     ] {
         refused(place.gpt(&format!("train --corpus text.rs --steps 2 --seq 16 {flags}")), &[part]);
     }
+}
+
+/// Hides every Vulkan driver from a command.
+fn without_drivers(mut command: Command) -> Command {
+    command.env("VK_DRIVER_FILES", "/dev/null").env("VK_ICD_FILENAMES", "/dev/null");
+    command
+}
+
+#[test]
+fn a_device_without_driver_is_refused() {
+    let place = Place::new();
+    for flags in ["--name a", "--precision bf16"] {
+        refused(without_drivers(place.train_on("wgpu", flags)), &["K0831", "--device host"]);
+    }
+    assert!(!place.path("runs").exists(), "nothing was started");
+    finished(without_drivers(place.train_on("auto", "--name host")));
+    let metrics = kiln::metrics::read_metrics(&place.path("runs/host/metrics.jsonl")).unwrap();
+    assert!(metrics.iter().all(|r| (r.device.as_str(), r.h2d_bytes, r.d2h_bytes) == ("host", 0, 0)));
+}
+
+/// Bytes of the report that the host reads of a step.
+const REPORT_BYTES: u64 = 28;
+
+#[test]
+fn a_run_on_wgpu_is_that_of_the_host_and_copies_ids_and_reports_alone() {
+    if let Ok(reason) = std::env::var("KILN_NO_WGPU") {
+        return eprintln!("no wgpu device: {reason}");
+    }
+    let place = Place::new();
+    finished(place.train("--name host --log-every 3 --eval-every 6"));
+    finished(place.train_on("wgpu", "--name gpu --log-every 3 --eval-every 6 --stop-at 6"));
+    finished(place.gpt("train --resume --name gpu"));
+    let records = kiln::metrics::read_metrics(&place.path("runs/gpu/metrics.jsonl")).unwrap();
+    assert_eq!(records.iter().map(|r| r.step).collect::<Vec<_>>(), [3, 6, 9, 12]);
+    for r in &records {
+        // Two inputs of 2 rows of 16 ids.
+        assert_eq!((r.device.as_str(), r.h2d_bytes, r.d2h_bytes), ("wgpu", 2 * 2 * 16 * 4, REPORT_BYTES), "{r:?}");
+    }
+    let near = |a: f64, b: f64| (a - b).abs() <= 1e-4 * a.abs();
+    for (host, gpu) in place.losses("host").into_iter().zip(place.losses("gpu")) {
+        let valid = host.2.zip(gpu.2).is_none_or(|(a, b)| near(a, b));
+        assert!(host.0 == gpu.0 && near(host.1, gpu.1) && near(host.3, gpu.3) && valid, "{gpu:?} is not {host:?}");
+    }
+    refused(place.train_on("wgpu", "--name two --local-ranks 2"), &["K0834", "--device host"]);
 }
 
 #[test]

@@ -532,6 +532,11 @@ impl<L: Layer> Trainer<L> {
         self.ranks.engine().owners()
     }
 
+    /// Where it computes.
+    pub fn target(&self) -> &Target {
+        &self.inherited.target
+    }
+
     /// The ranks of the mesh.
     pub fn ranks(&self) -> &Ranks {
         &self.ranks

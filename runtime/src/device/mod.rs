@@ -17,6 +17,7 @@ use crate::exec::{HostInput, Job, Mode, Placed, Run, Slot};
 use crate::explain::bytes as shown;
 use crate::optim::{AdamWStep, SgdStep};
 use crate::plan::Memory;
+use crate::user_op::HostOnly;
 use std::fmt;
 #[cfg(any(feature = "wgpu", feature = "cuda"))]
 use std::sync::Arc;
@@ -210,6 +211,28 @@ impl Target {
         Target::Host
     }
 
+    /// The device called `auto`, `host`, `wgpu` or `cuda`, as on a command line.
+    ///
+    /// # Errors
+    /// [`DeviceError::Unavailable`] if this machine or this executable has no such device.
+    pub fn named(name: &str) -> Result<Target, DeviceError> {
+        match name {
+            "auto" => Ok(Target::auto()),
+            "host" => Ok(Target::Host),
+            #[cfg(feature = "wgpu")]
+            "wgpu" => Target::wgpu(),
+            #[cfg(feature = "cuda")]
+            "cuda" => Target::cuda(0),
+            #[cfg(not(feature = "wgpu"))]
+            "wgpu" => Err(DeviceError::not_compiled(name)),
+            #[cfg(not(feature = "cuda"))]
+            "cuda" => Err(DeviceError::not_compiled(name)),
+            other => {
+                Err(DeviceError::Unavailable(format!("`{other}` is no device: they are auto, host, wgpu and cuda")))
+            }
+        }
+    }
+
     /// The best adapter of wgpu.
     ///
     /// # Errors
@@ -278,7 +301,7 @@ pub enum DeviceError {
     #[error("K0802: cannot start worker threads: {0}")]
     Threads(std::io::Error),
     /// No driver or no such device.
-    #[error("K0831: {0}; `--device host` computes on the CPU")]
+    #[error("K0831: {0}; or use `--device host`, which computes on the CPU")]
     Unavailable(String),
     /// A step that the device refuses, at its launch or before.
     #[error("K0832: {at}: {why} (layer `{path}`)")]
@@ -305,6 +328,9 @@ pub enum DeviceError {
         /// Largest piece of memory.
         allowed: usize,
     },
+    /// The user's own operation, which only the host runs.
+    #[error(transparent)]
+    HostOnly(#[from] HostOnly),
     /// What this device does not do.
     #[error("K0834: device `{device}` {what}")]
     Unsupported {
@@ -321,6 +347,12 @@ pub enum DeviceError {
 }
 
 impl DeviceError {
+    #[cfg(not(all(feature = "wgpu", feature = "cuda")))]
+    fn not_compiled(feature: &str) -> DeviceError {
+        let why = format!("feature `{feature}` is not compiled in: build with `--features {feature}`");
+        DeviceError::Unavailable(why)
+    }
+
     #[cfg(any(feature = "wgpu", feature = "cuda"))]
     fn unavailable(error: cube::CubeError) -> DeviceError {
         DeviceError::Unavailable(error.to_string())

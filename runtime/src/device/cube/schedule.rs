@@ -89,6 +89,7 @@ impl<R: Runtime> Schedule<R> {
             let what = "does not inspect memory; `poison` needs the host".to_owned();
             return Err(DeviceError::Unsupported { device: device.name(), what });
         }
+        job.train.iter().chain([&job.evaluate]).try_for_each(|p| user_op::require_host(p, device.name()))?;
         let prepare = |p: &Plan| -> Result<Vec<Operation>, DeviceError> {
             p.steps.iter().map(|s| prepared(&device, p, s, &job).map_err(|e| at(s, e))).collect()
         };
@@ -479,11 +480,6 @@ impl Library<'_> {
             }
             "sort_index" => Operation::Sort(sizes.of(attrs.axis("axis"))),
             "slice" | "pad" | "concat" => Operation::Windows(self.windows()),
-            "opaque" => {
-                let name = attrs.str("name").to_owned();
-                debug_assert!(user_op::find(&name).is_some(), "linking knows all operations");
-                return Err(CubeError::Operation { operation: name });
-            }
             _ => return Ok(None),
         }))
     }
