@@ -29,8 +29,22 @@ pub enum Command {
     Generate(GenerateArgs),
     /// Print the plan of a run without training: memory, casts, recomputation, collectives
     Explain(TrainArgs),
-    /// List the kernels that the layers' macros emitted
-    Kernels,
+    /// List the kernels that the layers' macros emitted, show one, or compile all that a run needs
+    Kernels(KernelsArgs),
+}
+
+/// Flags of `kernels`.
+#[derive(Clone, Debug, Default, Args)]
+pub struct KernelsArgs {
+    /// Compile every kernel of a run of `train` with the same flags, so that its first step does not wait for them
+    #[arg(long, conflicts_with = "show")]
+    pub warm: bool,
+    /// Print a kernel: its region, and the function that its macro wrote
+    #[arg(long, value_name = "NAME")]
+    pub show: Option<String>,
+    /// The run whose kernels are compiled.
+    #[command(flatten)]
+    pub train: TrainArgs,
 }
 
 /// Flags of `train`. Absent ones take the default, or on `--resume` the run's own value.

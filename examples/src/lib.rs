@@ -5,6 +5,7 @@ pub mod config;
 pub mod failure;
 pub mod generate;
 pub mod gpt;
+pub mod kernels;
 pub mod mlp;
 pub mod next_kind;
 pub mod train;

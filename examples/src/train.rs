@@ -76,6 +76,7 @@ pub fn train(args: &TrainArgs) -> Result<ExitCode, Failure> {
     print_note(&corpus.summary());
     let mut trainer = session(&config)?;
     print_note(&device_line(&config, &trainer));
+    say_cache_note(trainer.target());
     let end = args.stop_at.unwrap_or(config.steps).min(config.steps);
     let mut batches = Batches::new(corpus.train.clone(), config.batch, config.seq, config.seed);
     let (folder, metrics, elapsed_before) = match resumed {
@@ -170,7 +171,10 @@ fn read_corpus(config: &Config) -> Result<Corpus, Failure> {
 }
 
 /// The training session of a configuration.
-fn session(config: &Config) -> Result<Trainer<Gpt>, Failure> {
+///
+/// # Errors
+/// [`Failure`] if the device is missing or cannot run the model.
+pub fn session(config: &Config) -> Result<Trainer<Gpt>, Failure> {
     let along = |axis: &str| config.mesh.get(axis).copied().unwrap_or(1);
     let trainer = Trainer::<Gpt>::new(sizes_of(config, config.batch))
         .precision(dtype(config.precision))
@@ -215,6 +219,13 @@ fn target(device: DeviceChoice) -> Result<Target, Failure> {
         DeviceChoice::Cuda => "cuda",
     };
     Ok(Target::named(name).map_err(TrainError::from)?)
+}
+
+/// What became of an older kernel cache.
+pub fn say_cache_note(target: &Target) {
+    if let Some(note) = target.cache_note() {
+        print_note(note);
+    }
 }
 
 fn device_line(config: &Config, trainer: &Trainer<Gpt>) -> String {

@@ -75,6 +75,14 @@ impl Progress {
         Progress::Bar(bar)
     }
 
+    /// Moves a bar to step `done`; lines say nothing of it.
+    pub fn advance(&self, done: u64) {
+        match self {
+            Progress::Lines { .. } => {}
+            Progress::Bar(bar) => bar.set_position(done),
+        }
+    }
+
     /// Shows a report.
     pub fn report(&self, report: &Report) {
         match self {

@@ -234,6 +234,14 @@ impl Ranks {
         self.all[0].engine.device_mut().queue().expect("callers ask `queues` first")
     }
 
+    /// Compiles every kernel of rank 0's device, the only one with kernels to compile.
+    ///
+    /// # Errors
+    /// [`DeviceError`] names the step whose kernel does not compile.
+    pub fn warm(&mut self, end: &StepEnd, on_step: &mut dyn FnMut(usize, usize)) -> Result<(), DeviceError> {
+        self.all[0].engine.device_mut().warm(Some(end), on_step)
+    }
+
     /// Enqueues a whole training step.
     ///
     /// # Errors

@@ -66,10 +66,8 @@ impl<L: Layer> Trainer<L> {
         let inputs = batch.inputs();
         let ranks = &self.ranks;
         batch::check(ranks.model(), ranks.engine().plan(Mode::Train), ranks.parts(), &inputs)?;
-        let (step, loss_scale) = (self.steps_done(), self.loss_scale());
-        // The device clips and divides by the number of targets, which the host does not know yet.
-        let update = self.optimizer.update(self.schedule().lr(step), self.updates_done() + 1, 1.0);
-        let end = StepEnd { loss_scale, max_norm: self.clip, skips_overflow: self.scales_loss(), update };
+        let step = self.steps_done();
+        let end = self.step_end();
         self.ranks.submit(&inputs, step, &end)?;
         self.submitted.batches.push(Batch::new(step, &inputs));
         self.updates += 1;
@@ -78,6 +76,23 @@ impl<L: Layer> Trainer<L> {
             self.submitted.known = Some(self.settle()?);
         }
         Ok(())
+    }
+
+    /// How the next step ends.
+    fn step_end(&self) -> StepEnd {
+        // The device clips and divides by the number of targets, which the host does not know yet.
+        let update = self.optimizer.update(self.schedule().lr(self.steps_done()), self.updates_done() + 1, 1.0);
+        StepEnd { loss_scale: self.loss_scale(), max_norm: self.clip, skips_overflow: self.scales_loss(), update }
+    }
+
+    /// Compiles every kernel of the session now rather than in the first step; `on_step` gets launches done and launches in all. The host has
+    /// nothing to compile.
+    ///
+    /// # Errors
+    /// [`TrainError::Device`] names the step whose kernel does not compile.
+    pub fn warm(&mut self, mut on_step: impl FnMut(usize, usize)) -> Result<(), TrainError> {
+        let end = self.step_end();
+        Ok(self.ranks.warm(&end, &mut on_step)?)
     }
 
     /// What the last submitted step did; on a GPU this waits for it.

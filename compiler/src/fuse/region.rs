@@ -8,6 +8,7 @@
 
 use crate::ir::{Attr, Axis, DType, Sizes, Span};
 use crate::ops::Scalar;
+use std::fmt;
 use xxhash_rust::xxh3::Xxh3Default;
 
 /// Index of an instruction in [`Region::code`].
@@ -308,5 +309,42 @@ impl Region {
                 _ => return false,
             }
         }
+    }
+}
+
+/// One line for the domain, then for each operand, instruction and result.
+impl fmt::Display for Region {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let axes = |axes: &[Axis]| axes.iter().map(Axis::to_string).collect::<Vec<_>>().join(", ");
+        let rows =
+            if self.rows > 0 { format!(", rows over {}", axes(&self.domain[..self.rows])) } else { String::new() };
+        writeln!(f, "{:?} over [{}]{rows}", self.template, axes(&self.domain))?;
+        let name = |k: usize| self.names.get(k).filter(|n| !n.is_empty()).map(|n| format!(" {n}")).unwrap_or_default();
+        let place = |layout: &Layout| {
+            let index = |i: &Index| match *i {
+                Index::Domain(a) => self.domain[a].to_string(),
+                Index::Rotated(a) => format!("rotated {}", self.domain[a]),
+                Index::Value(reg) => format!("%{reg}"),
+            };
+            let indices: Vec<String> = layout.axes.iter().map(index).collect();
+            format!("{}[{}]", self.dtypes[layout.dtype], indices.join(", "))
+        };
+        for (k, layout) in self.inputs.iter().enumerate() {
+            writeln!(f, "  in {k}{}: {}", name(k), place(layout))?;
+        }
+        for (k, scalar) in self.scalars.iter().enumerate() {
+            writeln!(f, "  scalar {k}: {scalar:?}")?;
+        }
+        for (k, stream) in self.streams.iter().enumerate() {
+            writeln!(f, "  stream {k}: site {}", stream.site)?;
+        }
+        for (k, instr) in self.code.iter().enumerate() {
+            let line = self.spans.get(k).map(|s| format!("  @{}:{}", s.line, s.column)).unwrap_or_default();
+            writeln!(f, "  %{k} = {instr:?}{line}")?;
+        }
+        for (k, (reg, layout)) in self.outputs.iter().enumerate() {
+            writeln!(f, "  out {k}{}: %{reg} to {}", name(self.inputs.len() + k), place(layout))?;
+        }
+        Ok(())
     }
 }

@@ -3,10 +3,9 @@
 use std::process::ExitCode;
 
 use clap::Parser;
-use kiln::progress::print_line;
 use kiln_examples::cli::{Cli, Command};
 use kiln_examples::failure::report;
-use kiln_examples::{generate, train};
+use kiln_examples::{generate, kernels, train};
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
@@ -14,18 +13,6 @@ fn main() -> ExitCode {
         Command::Train(args) => train::train(&args),
         Command::Generate(args) => generate::generate(&args),
         Command::Explain(args) => train::print_plan(&args),
-        Command::Kernels => {
-            print_kernels();
-            Ok(ExitCode::SUCCESS)
-        }
+        Command::Kernels(args) => kernels::kernels(&args),
     })
-}
-
-/// Every kernel of every layer that is linked in, dependencies' too.
-fn print_kernels() {
-    for layer in kiln::layers() {
-        for kernel in layer.kernels {
-            print_line(&format!("{:016x}  {}::{}  {}", kernel.hash, layer.module, layer.name, kernel.name));
-        }
-    }
 }

@@ -1,21 +1,26 @@
 //! CubeCL devices: plans in, launches out, through one dynamic launcher for all kernels and every CubeCL runtime.
 //!
 //! CubeCL's server answers nothing to a launch and only logs what fails on its thread: an unsupported type or a failed allocation
-//! gives zeros. So each launch is checked here before it is sent ([`CubeError`]), kernels are built once on the caller's thread,
-//! and a device that has failed refuses further work.
+//! gives zeros. So each launch is checked here before it is sent ([`CubeError`]), kernels are built once on the caller's thread
+//! (`bodies`), and a device that has failed refuses further work.
 
 //!
 //! Reading order: [`Schedule`] (a plan's steps become launches over an arena) → `region`, `library`, `training` (what a launch of each
 //! kind needs) → this file (checks and launches).
 
 mod arena;
+mod bodies;
+mod cache;
 mod error;
 mod library;
 mod region;
 mod schedule;
 mod scratch;
+#[cfg(all(test, feature = "wgpu"))]
+mod tests;
 mod training;
 
+pub use cache::{KernelCache, VARIABLE as CACHE_VARIABLE, enable as enable_cache};
 pub use error::CubeError;
 pub use library::{Attention, Dot, DotTables, Loss, Window};
 pub use region::{Binding, Part, Prepared, RegionArgs, StreamState};
@@ -31,9 +36,9 @@ use cubecl::server::Handle;
 use cubecl::stream_id::StreamId;
 use kiln_compiler::fuse::kernel::{Kernel, MAX_DTYPES};
 use kiln_compiler::ir::DType;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
+use xxhash_rust::xxh3::xxh3_64;
 
 /// Offsets of buffers: what every device of wgpu can bind.
 const ALIGNMENT: usize = crate::plan::arena::ALIGNMENT;
@@ -110,9 +115,38 @@ pub struct CubeDevice<R: Runtime> {
     shape: Shape,
     /// Bytes that it can hold, where that is known.
     capacity: Option<usize>,
+    /// Largest piece that sessions take, if it is less than the device's.
+    chunk: Option<usize>,
     failure: Mutex<Option<String>>,
     h2d: AtomicU64,
     d2h: AtomicU64,
+    bodies: Mutex<bodies::Bodies>,
+    compiled: Arc<AtomicU64>,
+    /// Name and driver: other devices compile other code.
+    identity: u64,
+    cache: Option<&'static KernelCache>,
+}
+
+/// A device as it is found on the machine.
+pub struct Found<R: Runtime> {
+    /// CubeCL's handle.
+    pub client: ComputeClient<R>,
+    /// How launches are shaped.
+    pub shape: Shape,
+    /// Bytes that it can hold, where that is known.
+    pub capacity: Option<usize>,
+    /// Name and driver.
+    pub identity: String,
+    /// Where compiled kernels are kept.
+    pub cache: Option<&'static KernelCache>,
+}
+
+impl<R: Runtime> Drop for CubeDevice<R> {
+    fn drop(&mut self) {
+        if let Some(cache) = self.cache {
+            cache.seal();
+        }
+    }
 }
 
 impl<R: Runtime> std::fmt::Debug for CubeDevice<R> {
@@ -126,6 +160,10 @@ struct DynKernel<R: Runtime> {
     client: ComputeClient<R>,
     spec: Spec,
     define: DefineFn,
+    /// Hash of the body, seeded by the device.
+    content: u64,
+    /// Counts compilations.
+    compiled: Option<Arc<AtomicU64>>,
 }
 
 impl<R: Runtime> KernelMetadata for DynKernel<R> {
@@ -133,7 +171,7 @@ impl<R: Runtime> KernelMetadata for DynKernel<R> {
         KernelId::new::<Self>()
             .address_type(self.settings.address_type)
             .cube_dim(self.settings.cube_dim)
-            .info(self.spec.clone())
+            .info((self.content, self.spec.clone()))
     }
 
     fn address_type(&self) -> StorageType {
@@ -142,7 +180,11 @@ impl<R: Runtime> KernelMetadata for DynKernel<R> {
 }
 
 impl<R: Runtime> CubeKernel for DynKernel<R> {
+    /// Called for every kernel that no cache holds.
     fn define(&self) -> KernelDefinition {
+        if let Some(compiled) = &self.compiled {
+            compiled.fetch_add(1, Ordering::Relaxed);
+        }
         let mut builder = KernelBuilder::default();
         builder.runtime_properties(R::target_properties());
         builder.device_properties(self.client.properties());
@@ -163,11 +205,51 @@ struct Bound<'a> {
 
 impl<R: Runtime> CubeDevice<R> {
     /// A device over an open client.
-    pub fn new(mut client: ComputeClient<R>, shape: Shape, capacity: Option<usize>) -> Self {
+    pub fn new(found: Found<R>) -> Self {
+        let Found { mut client, shape, capacity, identity, cache } = found;
         // SAFETY: all work of this client, from whichever thread, goes to one stream, so it runs in the order in which it is sent.
         unsafe { client.set_stream(StreamId::current()) };
         let (h2d, d2h) = (AtomicU64::new(0), AtomicU64::new(0));
-        CubeDevice { client, shape, capacity, failure: Mutex::new(None), h2d, d2h }
+        CubeDevice {
+            client,
+            shape,
+            capacity,
+            chunk: None,
+            failure: Mutex::new(None),
+            h2d,
+            d2h,
+            bodies: Mutex::default(),
+            compiled: Arc::default(),
+            identity: xxh3_64(identity.as_bytes()),
+            cache,
+        }
+    }
+
+    /// Kernels compiled so far: those that neither this process nor the cache had.
+    pub fn compiled(&self) -> u64 {
+        self.compiled.load(Ordering::Relaxed)
+    }
+
+    /// What happened to an older kernel cache, to be said once.
+    pub fn cache_note(&self) -> Option<&str> {
+        self.cache.and_then(|c| c.note.as_deref())
+    }
+
+    /// The same device, of which sessions take pieces of at most `bytes`, a multiple of 256.
+    pub fn with_chunk(mut self, bytes: usize) -> Self {
+        self.chunk = Some(bytes.next_multiple_of(ALIGNMENT));
+        self
+    }
+
+    /// The same device, said to hold `bytes`.
+    pub fn with_capacity(mut self, bytes: usize) -> Self {
+        self.capacity = Some(bytes);
+        self
+    }
+
+    /// Declares that the device has failed, as it does itself when its driver reports a failure: nothing runs on it any more.
+    pub fn fail(&self, why: &str) {
+        self.poison(why.to_owned());
     }
 
     /// `wgpu` or `cuda`.
@@ -179,6 +261,7 @@ impl<R: Runtime> CubeDevice<R> {
     pub fn memory(&self) -> Memory {
         let width = |dtype| self.storage(dtype).size();
         let largest = self.client.properties().memory.max_page_size as usize;
+        let largest = self.chunk.map_or(largest, |chunk| chunk.min(largest));
         Memory { widths: [DType::Bf16, DType::F16, DType::Bool].map(width), chunk: largest / ALIGNMENT * ALIGNMENT }
     }
 
@@ -293,20 +376,10 @@ impl<R: Runtime> CubeDevice<R> {
         self.client.properties().hardware.max_cube_count.0 as usize
     }
 
-    /// Builds a kernel once on this thread, where a panic can be told: on the server's it would only skip the launch.
-    fn build(&self, spec: &Spec, define: DefineFn) -> Result<(), CubeError> {
-        let kernel = self.kernel(spec, define);
-        let built = catch_unwind(AssertUnwindSafe(|| drop(kernel.define())));
-        built.map_err(|panic| {
-            let text = panic.downcast_ref::<String>().cloned();
-            let text = text.or_else(|| panic.downcast_ref::<&str>().map(|s| (*s).to_owned()));
-            CubeError::Build { kernel: spec.name.clone(), message: text.unwrap_or_default() }
-        })
-    }
-
-    fn kernel(&self, spec: &Spec, define: DefineFn) -> DynKernel<R> {
+    fn kernel(&self, spec: &Spec, define: DefineFn, content: u64) -> DynKernel<R> {
         let settings = KernelSettings::default().kernel_name(&spec.name).cube_dim(CubeDim::new_1d(spec.cube_dim));
-        DynKernel { settings, client: self.client.clone(), spec: spec.clone(), define }
+        let (client, compiled) = (self.client.clone(), Some(self.compiled.clone()));
+        DynKernel { settings, client, spec: spec.clone(), define, content: content ^ self.identity, compiled }
     }
 
     /// An output buffer, not initialised.
@@ -333,7 +406,9 @@ impl<R: Runtime> CubeDevice<R> {
         self.check_healthy()?;
         let (x, y) = self.linear_grid(cubes);
         self.preflight(spec, (x, y), buffers, indices)?;
-        let kernel = self.kernel(spec, define);
+        let body = self.body(spec, define)?;
+        body.check_arguments(&spec.name, buffers, indices.len() + scalars.len())?;
+        let kernel = self.kernel(spec, define, body.content);
         let mut launcher = KernelLauncher::<R>::new(kernel.settings.clone());
         for b in buffers {
             // SAFETY: the preflight has checked that `len` elements of this type lie inside the handle.

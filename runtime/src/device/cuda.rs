@@ -1,6 +1,6 @@
 //! NVIDIA cards through CubeCL's CUDA runtime. The driver is looked for at run time, so executables start without one.
 
-use super::cube::{CubeDevice, CubeError, Shape};
+use super::cube::{CubeDevice, CubeError, Found, Shape, enable_cache};
 use cubecl::cuda::{CudaDevice, CudaRuntime};
 use cubecl::prelude::Runtime;
 use cudarc::driver::{result, sys};
@@ -27,7 +27,26 @@ pub fn open(index: usize) -> Result<Device, CubeError> {
     if index >= devices() {
         return Err(CubeError::NoAdapter("CUDA"));
     }
+    let identity = identity(index).unwrap_or_else(|_| format!("CUDA card {index}"));
+    // Before CubeCL reads its configuration.
+    let cache = enable_cache(&identity);
     let client = CudaRuntime::client(&CudaDevice::new(index));
-    let free = result::mem_get_info().ok().map(|(free, _)| free);
-    Ok(CubeDevice::new(client, SHAPE, free))
+    let capacity = result::mem_get_info().ok().map(|(free, _)| free);
+    Ok(CubeDevice::new(Found { client, shape: SHAPE, capacity, identity, cache }))
+}
+
+/// Name, compute capability and version of the driver of a card.
+fn identity(index: usize) -> Result<String, result::DriverError> {
+    let card = result::device::get(index as i32)?;
+    let name = result::device::get_name(card)?;
+    let attribute = |a| {
+        // SAFETY: the card was just got from the driver.
+        unsafe { result::device::get_attribute(card, a) }
+    };
+    let major = attribute(sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR)?;
+    let minor = attribute(sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR)?;
+    let mut driver = 0;
+    // SAFETY: the driver is loaded, and writes one integer.
+    unsafe { sys::cuDriverGetVersion(&mut driver) }.result()?;
+    Ok(format!("{name} sm_{major}{minor} driver {driver}"))
 }

@@ -21,6 +21,7 @@ use crate::user_op::HostOnly;
 use std::fmt;
 #[cfg(any(feature = "wgpu", feature = "cuda"))]
 use std::sync::Arc;
+use std::time::Duration;
 
 /// One device with its arena and the plans of one rank.
 ///
@@ -94,6 +95,19 @@ pub trait Device: Send {
 
     /// What inspected runs showed; `None` if the device does not inspect.
     fn inspection(&self) -> Option<&Inspection>;
+
+    /// Compiles every kernel of every plan and of the step's end, before a first step does it one by one; `on_step` gets the number of
+    /// launches that are done and of all. Weights and moments stay as they are, gradients do not.
+    ///
+    /// # Errors
+    /// [`DeviceError`] names the step whose kernel does not compile.
+    fn warm(&mut self, end: Option<&StepEnd>, on_step: &mut dyn FnMut(usize, usize)) -> Result<(), DeviceError>;
+
+    /// How long each step of a plan takes on the device, in order. Each is waited for, so the sum is more than a run takes.
+    ///
+    /// # Errors
+    /// [`DeviceError`] if the device fails.
+    fn time_steps(&mut self, mode: Mode, run: Run) -> Result<Vec<Duration>, DeviceError>;
 
     /// Whole steps without waiting; `None` on a device that has finished whenever a call returns.
     fn queue(&mut self) -> Option<&mut dyn Queue> {
@@ -259,6 +273,28 @@ impl Target {
             Target::Wgpu(_) => "wgpu",
             #[cfg(feature = "cuda")]
             Target::Cuda(_) => "cuda",
+        }
+    }
+
+    /// Kernels that sessions on this target have compiled, rather than found in memory or on disk. The host compiles none.
+    pub fn compiled_kernels(&self) -> u64 {
+        match self {
+            Target::Host => 0,
+            #[cfg(feature = "wgpu")]
+            Target::Wgpu(device) => device.compiled(),
+            #[cfg(feature = "cuda")]
+            Target::Cuda(device) => device.compiled(),
+        }
+    }
+
+    /// What happened to an older kernel cache when the target was opened: damaged, or of another version.
+    pub fn cache_note(&self) -> Option<&str> {
+        match self {
+            Target::Host => None,
+            #[cfg(feature = "wgpu")]
+            Target::Wgpu(device) => device.cache_note(),
+            #[cfg(feature = "cuda")]
+            Target::Cuda(device) => device.cache_note(),
         }
     }
 

@@ -1,6 +1,6 @@
 //! Adapters of wgpu: Vulkan, Metal, DX12 and WebGPU. The driver is looked for at run time, so executables start without one.
 
-use super::cube::{CubeDevice, CubeError, Shape};
+use super::cube::{CubeDevice, CubeError, Found, Shape, enable_cache};
 use cubecl::prelude::Runtime;
 use cubecl::wgpu::{AutoGraphicsApi, GraphicsApi, WgpuDevice, WgpuRuntime};
 use wgpu::{Backends, DeviceType, Instance, InstanceDescriptor, PowerPreference, RequestAdapterOptions};
@@ -13,6 +13,8 @@ pub type Device = CubeDevice<WgpuRuntime>;
 pub struct Adapter {
     /// Its name.
     pub name: String,
+    /// Its driver, with the version.
+    pub driver: String,
     /// Whether it computes on the processor: correct, and slow.
     pub is_software: bool,
 }
@@ -29,18 +31,23 @@ pub fn adapter() -> Result<Adapter, CubeError> {
     };
     let found = cubecl::future::block_on(Instance::new(descriptor).request_adapter(&options));
     let info = found.map_err(|_| CubeError::NoAdapter("wgpu"))?.get_info();
-    Ok(Adapter { name: info.name, is_software: info.device_type == DeviceType::Cpu })
+    let driver = format!("{} {}", info.driver, info.driver_info);
+    Ok(Adapter { name: info.name, driver, is_software: info.device_type == DeviceType::Cpu })
 }
 
 /// Opens the best adapter.
 pub fn open() -> Result<Device, CubeError> {
     // CubeCL panics where there is no adapter, so it is asked only after one was seen.
     let adapter = adapter()?;
+    let identity = format!("{} {}", adapter.name, adapter.driver);
+    // Before CubeCL reads its configuration.
+    let cache = enable_cache(&identity);
     let client = WgpuRuntime::client(&WgpuDevice::DefaultDevice);
-    Ok(match adapter.is_software {
-        true => CubeDevice::new(client, SOFTWARE, super::machine_memory()),
-        false => CubeDevice::new(client, HARDWARE, None),
-    })
+    let (shape, capacity) = match adapter.is_software {
+        true => (SOFTWARE, super::machine_memory()),
+        false => (HARDWARE, None),
+    };
+    Ok(CubeDevice::new(Found { client, shape, capacity, identity, cache }))
 }
 
 /// Software drivers run units one after the other and pay for each barrier.

@@ -1,5 +1,6 @@
 //! Whole training steps on a GPU: the same plan gives the host's losses, norms and weights, and what a device cannot do is a typed error.
 
+mod failures;
 mod steps;
 
 use kiln::Sizes;

@@ -25,6 +25,14 @@ pub enum CubeError {
         /// What it said.
         message: String,
     },
+    /// Two bodies of one name and hash.
+    #[error(
+        "kernel `{kernel}`: another body of the same name and hash is in use; build all crates with one version of Kiln"
+    )]
+    Body {
+        /// Name of the kernel.
+        kernel: String,
+    },
     /// A limit of the device.
     #[error("kernel `{kernel}` needs {what} {needed}, the device allows {allowed}")]
     Limit {

@@ -148,7 +148,7 @@ impl<R: Runtime> CubeDevice<R> {
             cubes,
             dtypes: stored,
         };
-        self.build(&prepared.spec, prepared.define)?;
+        self.body(&prepared.spec, prepared.define)?;
         Ok(prepared)
     }
 

@@ -18,6 +18,7 @@ use cubecl::prelude::Runtime;
 use kiln_compiler::ir::{Attrs, Axis, DType, Sizes, Type};
 use kiln_compiler::ops;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 /// What a step launches, without its buffers.
 enum Operation {
@@ -44,6 +45,21 @@ impl Operation {
             | Operation::Sort(_)
             | Operation::Windows(_)
             | Operation::Convert(_) => 0,
+        }
+    }
+}
+
+impl Operation {
+    /// Whether later micro-batches take another kernel.
+    fn differs_later(&self) -> bool {
+        match self {
+            Operation::Dot(_, w) | Operation::LossVjp(_, w) | Operation::Convert(w) => w.adds(0) != w.adds(1),
+            Operation::Region(_)
+            | Operation::Attention(..)
+            | Operation::AttentionVjp(..)
+            | Operation::Loss(_)
+            | Operation::Sort(_)
+            | Operation::Windows(_) => false,
         }
     }
 }
@@ -97,7 +113,7 @@ impl<R: Runtime> Schedule<R> {
         let evaluate = prepare(&job.evaluate)?;
         let scratch = train.iter().flatten().chain(&evaluate).map(Operation::scratch_bytes).max().unwrap_or(0);
         let (memory, seed) = (device.memory(), job.seed);
-        let placed = job.place(align(scratch), memory);
+        let placed = job.place(align(scratch.max(1)), memory);
         let arena = Arena::new(&device, &placed, memory)?;
         let bind = |mode: Mode, operations: Vec<Operation>| bound(&device, &placed, &arena, mode, operations, seed);
         let train = train.map(|operations| bind(Mode::Train, operations)).transpose()?;
@@ -286,6 +302,55 @@ impl<R: Runtime> Device for Schedule<R> {
                 Err(DeviceError::Unsupported { device: self.device.name(), what })
             }
         }
+    }
+
+    fn warm(&mut self, end: Option<&StepEnd>, on_step: &mut dyn FnMut(usize, usize)) -> Result<(), DeviceError> {
+        let modes = [self.train.as_ref().map(|_| Mode::Train), Some(Mode::Evaluate)];
+        let modes: Vec<Mode> = modes.into_iter().flatten().collect();
+        // The optimizer is one more.
+        let all = modes.iter().map(|&m| self.program(m).launches.len()).sum::<usize>() + 1;
+        let mut done = 0;
+        for mode in modes {
+            let plan = self.placed.plan(mode);
+            // Ids that every table has.
+            plan.inputs.iter().map(|&b| self.arena.buffer(&self.device, self.placed.slot(mode, b))).try_for_each(
+                |input| {
+                    let words = (input.len * self.device.storage(input.dtype).size()).div_ceil(size_of::<f32>());
+                    self.device.fill(&Buffer { dtype: DType::F32, len: words, ..input }, 0.0).map_err(failure)
+                },
+            )?;
+            self.start(mode, Run { step: 0, micro: 0, part: 0, loss_scale: 1.0 })?;
+            for (launch, step) in self.program(mode).launches.iter().zip(&plan.steps) {
+                let micro_batches = 0..=usize::from(launch.operation.differs_later());
+                micro_batches.into_iter().try_for_each(|m| self.launch(launch, m)).map_err(|e| at(step, e))?;
+                self.device.sync().map_err(|e| at(step, e))?;
+                done += 1;
+                on_step(done, all);
+            }
+        }
+        if let Some(end) = end {
+            self.collect(true)?;
+            self.collect(false)?;
+            // A report that says that the last step failed: the optimizer leaves weights alone.
+            self.device.fill(&self.report, 1.0).map_err(failure)?;
+            self.end_step(end)?;
+            self.forgive()?;
+        }
+        self.device.sync().map_err(failure)?;
+        on_step(all, all);
+        Ok(())
+    }
+
+    fn time_steps(&mut self, mode: Mode, run: Run) -> Result<Vec<Duration>, DeviceError> {
+        self.start(mode, run)?;
+        self.device.sync().map_err(failure)?;
+        let steps = &self.placed.plan(mode).steps;
+        let timed = |(launch, step): (&Launch, &Step)| {
+            let begin = Instant::now();
+            let launched = self.launch(launch, run.micro).and_then(|()| self.device.sync());
+            launched.map(|()| begin.elapsed()).map_err(|e| at(step, e))
+        };
+        self.program(mode).launches.iter().zip(steps).map(timed).collect()
     }
 
     fn copied(&self) -> Copied {
@@ -510,7 +575,7 @@ impl Library<'_> {
 }
 
 /// A refusal with the place of its step.
-fn at(step: &Step, error: CubeError) -> DeviceError {
+pub(super) fn at(step: &Step, error: CubeError) -> DeviceError {
     match error {
         CubeError::Failed(why) | CubeError::Poisoned(why) => DeviceError::Failed(why),
         error => DeviceError::Refused {

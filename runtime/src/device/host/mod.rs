@@ -33,7 +33,7 @@ pub mod tile;
 mod transpose;
 pub mod user_op;
 
-use super::{Copied, Device, DeviceError, Update};
+use super::{Copied, Device, DeviceError, StepEnd, Update};
 use crate::exec::comm::Member;
 use crate::exec::inspect::Inspection;
 use crate::exec::layout::{ArenaLayout, Range};
@@ -45,6 +45,7 @@ use inspected::Inspected;
 use kiln_compiler::ir::DType;
 use optim::Shadow;
 use pool::Pool;
+use std::time::{Duration, Instant};
 use step::{Kernel, RunCx};
 
 /// The CPU with its arena, workers and prepared plans.
@@ -202,6 +203,22 @@ impl Device for HostDevice {
     fn reduce_gradients(&mut self, over: &Member) -> Result<(), DeviceError> {
         over.all_reduce(self.gradients_mut());
         Ok(())
+    }
+
+    fn warm(&mut self, _: Option<&StepEnd>, _: &mut dyn FnMut(usize, usize)) -> Result<(), DeviceError> {
+        // Everything was compiled with the program.
+        Ok(())
+    }
+
+    fn time_steps(&mut self, mode: Mode, run: Run) -> Result<Vec<Duration>, DeviceError> {
+        let plan = self.placed.plan(mode).clone();
+        let cx = self.context(&plan, run);
+        let timed = |(kernel, step): (&Kernel, &crate::plan::Step)| {
+            let begin = Instant::now();
+            kernel.run(&cx, step);
+            begin.elapsed()
+        };
+        Ok(self.kernels(mode).iter().zip(&plan.steps).map(timed).collect())
     }
 
     fn copied(&self) -> Copied {
