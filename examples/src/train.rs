@@ -265,8 +265,10 @@ impl Run {
             self.trainer.submit(&batch)?;
             let step = self.trainer.steps_done();
             // A GPU is waited for where somebody looks at the step.
-            let report =
-                (self.is_logged(step) || self.is_evaluated(step)).then(|| self.trainer.report()).transpose()?;
+            let report = match self.is_logged(step) || self.is_evaluated(step) {
+                true => Some(self.trainer.report()?),
+                false => None,
+            };
             let now = self.trainer.ranks().copied();
             self.since_record.steps += 1;
             self.since_record.collective_bytes = self.trainer.ranks().collective_bytes() - sent;

@@ -296,7 +296,7 @@ const REPORT_BYTES: u64 = 28;
 
 #[test]
 fn a_run_on_wgpu_is_that_of_the_host_and_copies_ids_and_reports_alone() {
-    if let Ok(reason) = std::env::var("KILN_NO_WGPU") {
+    if let Some(reason) = no_wgpu() {
         return eprintln!("no wgpu device: {reason}");
     }
     let place = Place::new();
@@ -315,6 +315,60 @@ fn a_run_on_wgpu_is_that_of_the_host_and_copies_ids_and_reports_alone() {
         assert!(host.0 == gpu.0 && near(host.1, gpu.1) && near(host.3, gpu.3) && valid, "{gpu:?} is not {host:?}");
     }
     refused(place.train_on("wgpu", "--name two --local-ranks 2"), &["K0834", "--device host"]);
+}
+
+/// Why there is no wgpu device, where `cargo xtask test` found out.
+fn no_wgpu() -> Option<String> {
+    std::env::var("KILN_NO_WGPU").ok()
+}
+
+#[test]
+fn a_second_start_on_wgpu_compiles_nothing() {
+    if let Some(reason) = no_wgpu() {
+        return eprintln!("no wgpu device: {reason}");
+    }
+    let place = Place::new();
+    let warm = |cache: &str| {
+        let mut command = place.gpt("kernels --warm --device wgpu --batch 2 --seq 16 --layers 1");
+        let cache = if cache == "off" { PathBuf::from("off") } else { place.path(cache) };
+        command.env("KILN_KERNEL_CACHE", cache);
+        let text = String::from_utf8(finished(command).stdout).unwrap();
+        let line = text.lines().find(|l| l.contains("kernels compiled")).unwrap_or_else(|| panic!("{text}"));
+        let compiled: u64 = line.split(' ').nth(1).and_then(|n| n.parse().ok()).unwrap_or_else(|| panic!("{line}"));
+        (compiled, text)
+    };
+    let (cold, _) = warm("cache");
+    assert!(cold > 20, "{cold} kernels");
+    assert_eq!(warm("cache").0, 0, "a second start finds all of them");
+    assert_eq!(warm("other").0, cold, "another folder has none");
+    assert_eq!((warm("off").0, warm("off").0), (cold, cold));
+    // A run starts from the same kernels.
+    let mut run = place.train_on("wgpu", "--name warm");
+    run.env("KILN_KERNEL_CACHE", place.path("cache"));
+    finished(run);
+    let kept = files(&place.path("cache")).into_iter().find(|f| f.to_string_lossy().ends_with(".json.log")).unwrap();
+    let bytes = fs::read(&kept).unwrap();
+    let mut damaged = bytes.clone();
+    damaged[bytes.len() / 2] ^= 1;
+    fs::write(&kept, damaged).unwrap();
+    let (compiled, text) = warm("cache");
+    assert!(compiled == cold && text.contains("is damaged"), "{compiled} of {cold}: {text}");
+    let (compiled, text) = warm("cache");
+    assert!(compiled == 0 && !text.contains("damaged"), "said once: {text}");
+}
+
+/// All files below a folder.
+fn files(folder: &Path) -> Vec<PathBuf> {
+    let entries = fs::read_dir(folder).unwrap().map(|e| e.unwrap().path());
+    entries.flat_map(|p| if p.is_dir() { files(&p) } else { vec![p] }).collect()
+}
+
+#[test]
+fn a_kernel_is_shown_with_its_region() {
+    let place = Place::new();
+    let shown = String::from_utf8(finished(place.gpt("kernels --show block_fwd_0")).stdout).unwrap();
+    assert!(shown.contains("Row over [B, S, D]") && shown.contains("pub fn block_fwd_0("), "{shown}");
+    refused(place.gpt("kernels --show nothing"), &["K0843", "`nothing`"]);
 }
 
 #[test]

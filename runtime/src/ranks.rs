@@ -111,6 +111,11 @@ impl Ranks {
         &self.all[0].engine
     }
 
+    /// The engine of rank 0, to run something on its device.
+    pub fn engine_mut(&mut self) -> &mut Engine {
+        &mut self.all[0].engine
+    }
+
     /// The engine of a rank.
     pub fn engine_of(&self, rank: usize) -> &Engine {
         &self.all[rank].engine

@@ -537,6 +537,11 @@ impl<L: Layer> Trainer<L> {
         &self.inherited.target
     }
 
+    /// The ranks of the mesh, to measure on their devices.
+    pub fn ranks_mut(&mut self) -> &mut Ranks {
+        &mut self.ranks
+    }
+
     /// The ranks of the mesh.
     pub fn ranks(&self) -> &Ranks {
         &self.ranks

@@ -71,7 +71,7 @@ fn wgpu(name: &str, case: &KernelCase) -> Result<(), Failed> {
     };
     for extents in EXTENTS {
         for &compute in precisions(case) {
-            case.trial(extents, compute).on_wgpu(device, case.emitted)?;
+            case.trial(extents, compute).on_device(device, case.emitted)?;
         }
     }
     Ok(())

@@ -198,6 +198,8 @@ fn execute(tier: &Tier, machine: &Machine, options: &Options) -> Result<Counts, 
         fs::write(&skips, "").map_err(|e| format!("{}: {e}", skips.display()))?;
         let mut command = command(arguments);
         command.env("KILN_SKIPS", &skips);
+        // Compiled kernels stay out of the user's own cache.
+        command.env("KILN_KERNEL_CACHE", workspace::target().join("kernels"));
         if let Some(reason) = &machine.no_wgpu {
             command.env("KILN_NO_WGPU", reason);
         }

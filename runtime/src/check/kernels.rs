@@ -318,16 +318,20 @@ impl Trial {
         Ok(())
     }
 
-    /// Runs it on a wgpu device: `emitted`, or its program walked.
+    /// Runs it on a GPU: `emitted`, or its program walked.
     ///
     /// # Errors
     /// [`CheckError`] names the first element that is wrong.
-    #[cfg(feature = "wgpu")]
-    pub fn on_wgpu(&self, device: &crate::device::wgpu::Device, emitted: Option<&KernelDef>) -> Result<(), CheckError> {
+    #[cfg(any(feature = "wgpu", feature = "cuda"))]
+    pub fn on_device<R: crate::device::cube::Runtime>(
+        &self,
+        device: &crate::device::cube::CubeDevice<R>,
+        emitted: Option<&KernelDef>,
+    ) -> Result<(), CheckError> {
         use crate::device::cube::{Binding, CubeError, RegionArgs, Scratch, StreamState};
-        const DEVICE: &str = "wgpu";
+        let name = device.name();
         let refused =
-            |why: CubeError| CheckError::Refused { kernel: self.kernel.clone(), device: DEVICE, why: why.to_string() };
+            |why: CubeError| CheckError::Refused { kernel: self.kernel.clone(), device: name, why: why.to_string() };
         let region = &self.region;
         let binding = Binding { sizes: &self.sizes, dtype: &|d| d, part: &|_| None };
         let prepared = device.prepare(region, emitted, &binding).map_err(refused)?;
@@ -348,7 +352,7 @@ impl Trial {
         let args = RegionArgs { inputs: &inputs, outputs: &results, accumulate: &[], random: random.as_ref() };
         device.run_region(&prepared, &args, &mut Scratch::Pool).map_err(refused)?;
         for (o, (result, dtype)) in results.iter().zip(outputs).enumerate() {
-            self.compare(DEVICE, o, *dtype, &device.download(result).map_err(refused)?)?;
+            self.compare(name, o, *dtype, &device.download(result).map_err(refused)?)?;
         }
         Ok(())
     }

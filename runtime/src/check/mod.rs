@@ -17,6 +17,8 @@
 //! ```
 
 pub mod kernels;
+#[cfg(any(feature = "wgpu", feature = "cuda"))]
+pub mod library;
 mod recording;
 
 pub use recording::recorded_is_parsed;

@@ -21,6 +21,7 @@ mod tests;
 mod training;
 
 pub use cache::{KernelCache, VARIABLE as CACHE_VARIABLE, enable as enable_cache};
+pub use cubecl::prelude::Runtime;
 pub use error::CubeError;
 pub use library::{Attention, Dot, DotTables, Loss, Window};
 pub use region::{Binding, Part, Prepared, RegionArgs, StreamState};
@@ -107,6 +108,17 @@ pub struct Shape {
     pub column_cubes: usize,
     /// Widest vector.
     pub width: usize,
+    /// Which form of a kernel is faster.
+    pub barriers: Barriers,
+}
+
+/// What it costs that the units of a cube wait for each other.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Barriers {
+    /// Next to nothing: operands go through shared memory.
+    Cheap,
+    /// As much as the work between them: units compute apart.
+    Dear,
 }
 
 /// A device of a CubeCL runtime.
@@ -238,6 +250,12 @@ impl<R: Runtime> CubeDevice<R> {
     /// The same device, of which sessions take pieces of at most `bytes`, a multiple of 256.
     pub fn with_chunk(mut self, bytes: usize) -> Self {
         self.chunk = Some(bytes.next_multiple_of(ALIGNMENT));
+        self
+    }
+
+    /// The same device, with launches shaped as on another, so that one machine can check the kernels of all.
+    pub fn with_shape(mut self, shape: Shape) -> Self {
+        self.shape = shape;
         self
     }
 

@@ -1,6 +1,6 @@
 //! NVIDIA cards through CubeCL's CUDA runtime. The driver is looked for at run time, so executables start without one.
 
-use super::cube::{CubeDevice, CubeError, Found, Shape, enable_cache};
+use super::cube::{Barriers, CubeDevice, CubeError, Found, Shape, enable_cache};
 use cubecl::cuda::{CudaDevice, CudaRuntime};
 use cubecl::prelude::Runtime;
 use cudarc::driver::{result, sys};
@@ -10,7 +10,8 @@ pub type Device = CubeDevice<CudaRuntime>;
 
 /// Four cubes for each of about a hundred multiprocessors share a sum over rows; 256 units fill one with eight cubes; 16 bytes of
 /// f32 are the widest load.
-const SHAPE: Shape = Shape { map_units: 256, row_units: 256, column_cubes: 512, width: 4 };
+pub const SHAPE: Shape =
+    Shape { map_units: 256, row_units: 256, column_cubes: 512, width: 4, barriers: Barriers::Cheap };
 
 /// How many cards there are; none without a driver.
 pub fn devices() -> usize {

@@ -3,9 +3,9 @@
 //! In: axes, sizes and element types. Out: results with the bits that sizes alone determine. Never waits for the device.
 
 use super::scratch::Scratch;
-use super::{Bound, Buffer, CubeDevice, CubeError, DefineFn, Handle, Spec, rounding};
+use super::{Barriers, Bound, Buffer, CubeDevice, CubeError, DefineFn, Handle, Spec, rounding};
 use crate::kernels::Rounding;
-use crate::kernels::library::{self, DOT_TILE};
+use crate::kernels::library::{self, DOT_BLOCK};
 use crate::plan::arena::align;
 use cubecl::ir::{ElemType, FloatKind, IntKind, StorageType, Type, UIntKind};
 use cubecl::prelude::*;
@@ -70,6 +70,11 @@ impl DotTables {
         [self.batch[0].len(), self.row[0].len(), self.col[0].len(), self.k[0].len()]
     }
 
+    /// Whether neighbours in memory of a and of b lie along the contracted axes.
+    fn along_k(&self) -> [bool; 2] {
+        self.k.each_ref().map(|k| k.len() > 1 && k[1] == k[0] + 1)
+    }
+
     /// In the order that the kernel reads.
     fn words(&self) -> Vec<u8> {
         let [a, b, c] = &self.batch;
@@ -84,6 +89,8 @@ pub struct Dot {
     table: Handle,
     table_len: usize,
     extents: [usize; 4],
+    /// Whether neighbours of a and of b lie along the contracted axes.
+    along_k: [bool; 2],
     types: [DType; 3],
     round: Option<DType>,
 }
@@ -239,7 +246,8 @@ impl<R: Runtime> CubeDevice<R> {
     pub fn prepare_dot(&self, tables: &DotTables, types: [DType; 3], round: Option<DType>) -> Result<Dot, CubeError> {
         let words = tables.words();
         let table = self.send(&words)?;
-        Ok(Dot { table, table_len: words.len() / size_of::<u32>(), extents: tables.extents(), types, round })
+        let (table_len, along_k) = (words.len() / size_of::<u32>(), tables.along_k());
+        Ok(Dot { table, table_len, extents: tables.extents(), along_k, types, round })
     }
 
     /// c = a·b, or c += a·b.
@@ -252,8 +260,22 @@ impl<R: Runtime> CubeDevice<R> {
         let table = Bound { handle: &dot.table, len: dot.table_len, ty: Type::new(U32) };
         let buffers = [self.bound(a), self.bound(b), table, self.bound(c)];
         let [batches, m, n, _] = dot.extents;
-        let units = batches * m.div_ceil(DOT_TILE) * n.div_ceil(DOT_TILE);
-        self.launch_units(&spec, library::define_dot, units, &buffers, &dot.extents, &[])
+        let tiles = |tile: usize| batches * m.div_ceil(tile) * n.div_ceil(tile);
+        match self.shape.barriers {
+            Barriers::Dear => {
+                let units = tiles(DOT_BLOCK);
+                self.launch_units(&spec, library::define_dot, units, &buffers, &dot.extents, &[])
+            }
+            Barriers::Cheap => {
+                spec.name = "dot_general_tiled".to_owned();
+                spec.constants = dot.along_k.map(usize::from);
+                // A square of units.
+                let side = 1 << (spec.cube_dim.ilog2() / 2);
+                spec.cube_dim = side * side;
+                let cubes = tiles(side as usize * DOT_BLOCK).max(1);
+                self.launch(&spec, library::define_dot_tiled, cubes, &buffers, &dot.extents, &[])
+            }
+        }
     }
 
     /// o and lse of q, k and v; o is rounded to `round` before it is stored.

@@ -145,6 +145,24 @@ fn one_spec_with_two_bodies_on_wgpu_is_refused() {
 }
 
 #[test]
+fn a_changed_body_on_wgpu_is_another_kernel() {
+    let Some(device) = device("a_changed_body_on_wgpu_is_another_kernel") else { return };
+    let fill = device.body(&spec(device, "kernel"), define_fill).unwrap();
+    let wide = Spec { width: 4, ..spec(device, "kernel") };
+    let contents = [
+        fill.content,
+        device.body(&wide, define_fill).unwrap().content,
+        device.body(&spec(device, "kernel_b"), define_copy_words).unwrap().content,
+    ];
+    assert!(contents[0] != contents[1] && contents[1] != contents[2] && contents[0] != contents[2], "{contents:?}");
+    // What a process that starts later computes.
+    let later = wgpu::open().unwrap().body(&spec(device, "kernel"), define_fill).unwrap();
+    assert_eq!(later.content, fill.content);
+    let key = |content: u64| device.kernel(&spec(device, "kernel"), define_fill, content).id().stable_hash();
+    assert!(key(fill.content) == key(later.content) && key(fill.content) != key(fill.content + 1));
+}
+
+#[test]
 fn a_body_that_panics_on_wgpu_is_told() {
     let Some(device) = device("a_body_that_panics_on_wgpu_is_told") else { return };
     fn define_broken(_: &mut KernelBuilder, _: &Spec) {

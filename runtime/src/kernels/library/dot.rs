@@ -1,9 +1,9 @@
 //! `dot_general`: any two-operand einsum. Offsets come from tables, so transposes and head layouts are absorbed and never copied.
 //!
-//! One unit computes a small tile of the result in registers, all of the contracted axes in order: the bits depend on sizes alone.
+//! This form has no barrier, for devices on which those are dear; [`super::define_dot_tiled`] is the other. One unit computes a small tile of the result in registers, all of the contracted axes in order: the bits depend on sizes alone.
 //! Sums are f32, in blocks of K whose totals are added, so that long sums keep their accuracy.
 
-use super::DOT_TILE;
+use super::DOT_BLOCK;
 use crate::device::cube::Spec;
 use crate::kernels::arguments;
 use crate::kernels::placeholders::{F0, F1, F2, N1};
@@ -117,5 +117,5 @@ pub fn define_dot(builder: &mut KernelBuilder, spec: &Spec) {
     let c = arguments::output::<Vector<F2, N1>>(builder);
     let [batches, m, n, k] = std::array::from_fn(|_| arguments::position(builder));
     let (scope, to) = (&mut builder.scope, spec.rounding(3));
-    dot::expand(scope, a, b, table, c, batches, m, n, k, DOT_TILE, BLOCK, to, spec.accumulate == 1);
+    dot::expand(scope, a, b, table, c, batches, m, n, k, DOT_BLOCK, BLOCK, to, spec.accumulate == 1);
 }

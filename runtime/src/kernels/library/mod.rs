@@ -6,15 +6,17 @@
 
 mod attention;
 mod dot;
+mod dot_tiled;
 mod loss;
 mod sort;
 mod window;
 
 pub use attention::{define_attention, define_attention_keys, define_attention_queries};
 pub use dot::define_dot;
+pub use dot_tiled::define_dot_tiled;
 pub use loss::{define_loss_gradient, define_loss_rows, define_loss_sum};
 pub use sort::define_sort_index;
 pub use window::define_window;
 
-/// Rows and columns of the results that one unit of [`define_dot`] keeps in registers.
-pub const DOT_TILE: usize = 4;
+/// Rows and columns of the results that one unit of a product keeps in registers: 16 sums and 8 operands fit into the registers of any device.
+pub const DOT_BLOCK: usize = 4;
