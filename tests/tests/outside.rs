@@ -7,6 +7,7 @@
 use kiln::state::{State, TensorData};
 use kiln_tests::folders;
 use kiln_tests::peers::{Values, relative};
+use kiln_tests::skips;
 use libtest_mimic::{Arguments, Failed, Trial};
 use serde_json::Value;
 use std::collections::BTreeMap;
@@ -33,7 +34,7 @@ struct Built {
 type Shared = Arc<LazyLock<Result<Built, String>, Box<dyn FnOnce() -> Result<Built, String> + Send>>>;
 
 /// The crate's own tests that must have run.
-const TESTS: [&str; 7] = [
+const TESTS: [&str; 9] = [
     "parsed_and_recorded_layers_agree",
     "operations_of_the_library_are_listed",
     "it_learns_with_and_without_dropout",
@@ -41,6 +42,8 @@ const TESTS: [&str; 7] = [
     "the_eager_run_is_the_planned_one",
     "the_operation_is_a_function",
     "a_missing_configuration_is_an_error_that_names_it",
+    "fifty_steps_on_wgpu_are_those_of_the_host",
+    "an_operation_of_the_hosts_own_is_refused_by_wgpu",
 ];
 
 fn main() {
@@ -167,6 +170,10 @@ fn results(output: &str) -> BTreeMap<String, bool> {
 }
 
 fn passed(built: &Built, test: &str) -> Result<(), String> {
+    if let Some(reason) = skips::no_wgpu().filter(|_| test.contains("wgpu")) {
+        skips::skip(test, &reason);
+        return Ok(());
+    }
     match built.tests.get(test) {
         Some(true) => Ok(()),
         Some(false) => Err(format!("failed:\n{}", built.output)),

@@ -60,3 +60,39 @@ pub fn scorer(
     }
     head.forward(h)
 }
+
+/// The block without an operation of its own, so that every device runs it.
+#[layer]
+pub fn plain_block(
+    x: Tensor<N, H>,
+    /// Added to the variance.
+    #[config]
+    eps: f64,
+    /// Share of the inner result that training drops.
+    #[config(default = 0.0)]
+    rate: f64,
+    #[param(init = ones)] scale: Tensor<H>,
+    #[param(init = zeros)] shift: Tensor<H>,
+    #[sub] inner: FeedForward,
+) -> Tensor<N, H> {
+    let centred = x - x.mean(H).over(H);
+    let variance = (centred * centred).mean(H);
+    let standard = centred * (variance + eps).rsqrt().over(H);
+    let y: Tensor<N, H> = inner.forward(standard * scale + shift);
+    x + y.dropout(rate)
+}
+
+/// Scores of the classes by plain blocks.
+#[layer]
+pub fn plain_scorer(
+    x: Tensor<N, P>,
+    #[sub] stem: Linear<P, H>,
+    #[sub] blocks: Repeat<PlainBlock, E>,
+    #[sub] head: Linear<H, C>,
+) -> Tensor<N, C> {
+    let mut h: Tensor<N, H> = stem.forward(x);
+    for block in blocks {
+        h = block.forward(h);
+    }
+    head.forward(h)
+}

@@ -6,7 +6,8 @@ mod affine;
 mod blocks;
 
 pub use affine::{affine, affine_vjp};
-pub use blocks::{Block, FeedForward, Linear, Scorer, block, feed_forward, linear, scorer};
+pub use blocks::{Block, FeedForward, Linear, PlainBlock, PlainScorer, Scorer};
+pub use blocks::{block, feed_forward, linear, plain_block, plain_scorer, scorer};
 
 use forge::prelude::*;
 

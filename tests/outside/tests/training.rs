@@ -1,11 +1,12 @@
 //! What a user of the library sees: eager layers, dropout, training from initial values, refusals.
 
+use forge::device::Target;
 use forge::optim::{Optimizer, Sgd};
 use forge::prelude::*;
 use forge::schedule::Schedule;
 use forge::trainer::{TrainError, Trainer};
 use forge::{ConfigValue, tensor};
-use outside::{C, E, H, M, N, P, Scorer, affine};
+use outside::{C, E, H, M, N, P, PlainScorer, Scorer, affine};
 
 /// Training root of this test alone.
 #[layer]
@@ -80,4 +81,46 @@ fn a_missing_configuration_is_an_error_that_names_it() {
         Err(TrainError::Link(e)) => assert!(e.to_string().contains("`#[config] eps` of layer `block`"), "{e}"),
         other => panic!("{:?}", other.map(|_| "a trainer")),
     }
+}
+
+/// Training root of the model that every device runs.
+#[layer]
+pub fn plain_fit(x: Tensor<N, P>, kind: Ids<N>, #[sub] net: PlainScorer) -> Loss {
+    let scores: Tensor<N, C> = net.forward(x);
+    scores.cross_entropy(kind)
+}
+
+#[test]
+fn fifty_steps_on_wgpu_are_those_of_the_host() {
+    let Ok(gpu) = Target::wgpu() else { return };
+    let start = |target: Target| {
+        let builder = Trainer::<PlainFit>::new(sizes()).schedule(Schedule::constant(1e-2)).clip(1.0).device(target);
+        builder.config("eps", 1e-5).config("rate", 0.2).seed(5).build().unwrap_or_else(|e| panic!("{e}"))
+    };
+    let (mut host, mut device) = (start(Target::Host), start(gpu));
+    let near = |a: f64, b: f64, tolerance: f64| (a - b).abs() <= tolerance * a.abs();
+    for i in 0..50 {
+        let step = |t: &mut Trainer<PlainFit>| t.step(&batch(i)).unwrap_or_else(|e| panic!("{e}"));
+        let (a, b) = (step(&mut host), step(&mut device));
+        assert!(near(a.loss, b.loss, 1e-4) && near(a.grad_norm, b.grad_norm, 1e-4), "{b:?} is not {a:?}");
+    }
+    let paths: Vec<String> = host.model().params.iter().map(|p| p.path.clone()).collect();
+    for path in paths {
+        let values = |t: &Trainer<PlainFit>| t.param(&path).unwrap_or_else(|e| panic!("{e}"));
+        let (a, b) = (values(&host), values(&device));
+        let squares = |x: &mut dyn Iterator<Item = f64>| x.map(|x| x * x).sum::<f64>().sqrt();
+        let apart = squares(&mut a.iter().zip(&b).map(|(a, b)| f64::from(a - b)));
+        let whole = squares(&mut a.iter().map(|a| f64::from(*a)));
+        assert!(apart <= 1e-3 * whole, "{path}: {apart:e} of {whole:e}");
+    }
+}
+
+#[test]
+fn an_operation_of_the_hosts_own_is_refused_by_wgpu() {
+    let Ok(gpu) = Target::wgpu() else { return };
+    let text = match Trainer::<Fit>::new(sizes()).config("eps", 1e-5).device(gpu).build() {
+        Err(e) => e.to_string(),
+        Ok(_) => panic!("the operation has no kernel"),
+    };
+    assert!(text.starts_with("K0804: ") && text.contains("affine") && text.contains("device `wgpu`"), "{text}");
 }
