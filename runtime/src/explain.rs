@@ -101,6 +101,13 @@ fn memory(out: &mut String, model: &Model, plan: &Plan) {
     for b in temporary.into_iter().take(LISTED) {
         line(out, format!("  {:>10}  {} ({}), steps {}..={}", bytes(b.bytes()), b.name, b.dtype, b.life.0, b.life.1));
     }
+    let wider: BTreeSet<String> = plan
+        .buffers
+        .iter()
+        .filter(|b| b.dtype.is_float() && b.width > b.dtype.bytes())
+        .map(|b| format!("  {} is rounded and stored in {} bytes: the device does not store it", b.dtype, b.width))
+        .collect();
+    wider.into_iter().for_each(|text| line(out, text));
 }
 
 fn steps(out: &mut String, model: &Model, plan: &Plan) {

@@ -202,6 +202,16 @@ fn gpu_files_do_not_reach_into_the_host() {
 }
 
 #[test]
+fn bytes_are_copied_and_counted_in_one_place() {
+    for (call, counter) in [("create_from_slice(", "h2d.fetch_add"), ("read_one(", "d2h.fetch_add")] {
+        let uses = |s: &Source| s.product_code().filter(|(_, l)| l.contains(call) || l.contains(counter)).count();
+        let files: Vec<(String, usize)> =
+            sources(&["runtime"]).iter().map(|s| (s.path.clone(), uses(s))).filter(|(_, n)| *n > 0).collect();
+        assert_eq!(files, [("runtime/src/device/cube.rs".to_owned(), 2)], "one `{call}`, beside its counter");
+    }
+}
+
+#[test]
 fn no_file_of_the_compiler_or_the_runtime_names_a_model() {
     let models = ["gpt", "swiglu", "llama", "mlp", "bert", "resnet", "mistral", "qwen", "scorer", "objective"];
     let mut broken = Vec::new();

@@ -68,6 +68,10 @@ fn half_precision_on_wgpu_is_that_of_the_host() {
     for precision in [DType::Bf16, DType::F16] {
         let start = || Trainer::<Dropped>::new(small()).seed(5).precision(precision).schedule(Schedule::constant(1e-3));
         compare(&precision.to_string(), gpu.clone(), start, &batches(4), HALF);
+        let explained = start().device(gpu.clone()).build().expect("a sound model").explain();
+        let is_wider = gpu.memory().width(precision) > precision.bytes();
+        let says_so = explained.contains(&format!("{precision} is rounded and stored in 4 bytes"));
+        assert_eq!(says_so, is_wider, "{explained}");
     }
 }
 
