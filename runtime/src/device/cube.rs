@@ -37,6 +37,7 @@ use cubecl::server::Handle;
 use cubecl::stream_id::StreamId;
 use kiln_compiler::fuse::kernel::{Kernel, MAX_DTYPES};
 use kiln_compiler::ir::DType;
+use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use xxhash_rust::xxh3::xxh3_64;
@@ -133,6 +134,8 @@ pub struct CubeDevice<R: Runtime> {
     h2d: AtomicU64,
     d2h: AtomicU64,
     bodies: Mutex<bodies::Bodies>,
+    /// Offsets of products, by content.
+    tables: Mutex<HashMap<Box<[u8]>, Handle>>,
     compiled: Arc<AtomicU64>,
     /// Name and driver: other devices compile other code.
     identity: u64,
@@ -231,6 +234,7 @@ impl<R: Runtime> CubeDevice<R> {
             h2d,
             d2h,
             bodies: Mutex::default(),
+            tables: Mutex::default(),
             compiled: Arc::default(),
             identity: xxh3_64(identity.as_bytes()),
             cache,
@@ -240,6 +244,11 @@ impl<R: Runtime> CubeDevice<R> {
     /// Kernels compiled so far: those that neither this process nor the cache had.
     pub fn compiled(&self) -> u64 {
         self.compiled.load(Ordering::Relaxed)
+    }
+
+    /// Bytes of the tables that products read, shared by all sessions on this device.
+    pub fn table_bytes(&self) -> usize {
+        self.tables.lock().unwrap_or_else(PoisonError::into_inner).keys().map(|words| words.len()).sum()
     }
 
     /// What happened to an older kernel cache, to be said once.

@@ -30,6 +30,11 @@ pub trait Device: Send {
     /// The plans, and where everything lies.
     fn placed(&self) -> &Placed;
 
+    /// Bytes that the session holds on the device: the arena, and tables that kernels read.
+    fn bytes(&self) -> usize {
+        self.placed().layout.total
+    }
+
     /// Copies values in, rounded to the slot's type.
     ///
     /// # Errors

@@ -247,9 +247,9 @@ impl Engine {
         self.device.placed().plan(mode)
     }
 
-    /// Bytes of the arena, which is all memory that a step uses.
+    /// Bytes of the arena and of tables that kernels read, which is all memory that a step uses.
     pub fn bytes(&self) -> usize {
-        self.layout().total
+        self.device.bytes()
     }
 
     /// The largest owners of memory, for errors and `explain`: name and bytes.

@@ -239,13 +239,24 @@ impl<R: Runtime> CubeDevice<R> {
         self.launch(spec, define, cubes, buffers, indices, scalars)
     }
 
+    /// A table on the device; the same content is sent once.
+    fn table(&self, words: &[u8]) -> Result<Handle, CubeError> {
+        let mut tables = self.tables.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        if let Some(known) = tables.get(words) {
+            return Ok(known.clone());
+        }
+        let table = self.send(words)?;
+        tables.insert(words.into(), table.clone());
+        Ok(table)
+    }
+
     /// Uploads the tables of a product. `types` are those of a, b and c; sums are rounded to `round` before they are stored.
     ///
     /// # Errors
     /// [`CubeError`] if the device has failed.
     pub fn prepare_dot(&self, tables: &DotTables, types: [DType; 3], round: Option<DType>) -> Result<Dot, CubeError> {
         let words = tables.words();
-        let table = self.send(&words)?;
+        let table = self.table(&words)?;
         let (table_len, along_k) = (words.len() / size_of::<u32>(), tables.along_k());
         Ok(Dot { table, table_len, extents: tables.extents(), along_k, types, round })
     }

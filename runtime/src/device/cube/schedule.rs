@@ -219,6 +219,12 @@ impl<R: Runtime> Device for Schedule<R> {
         &self.placed
     }
 
+    fn bytes(&self) -> usize {
+        let streams = self.train.iter().chain([&self.evaluate]).filter_map(|p| p.streams.as_ref());
+        let words = streams.map(|s| s.table.len + s.words.len).sum::<usize>() + self.squares.len + self.report.len;
+        self.placed.layout.total + self.device.table_bytes() + words * size_of::<u32>()
+    }
+
     fn write(&mut self, to: Slot, values: HostInput<'_>) -> Result<(), DeviceError> {
         assert_eq!(values.len(), to.elements, "values of another length than their slot");
         if values.is_empty() {
