@@ -5,12 +5,12 @@ use kiln::device::Target;
 use kiln::layer::Layer;
 use kiln::link::Keep;
 use kiln::optim::{Optimizer, Sgd};
-use kiln::prelude::sizes;
+use kiln::prelude::*;
 use kiln::schedule::Schedule;
 use kiln::trainer::{StepReport, Trainer, TrainerBuilder};
 use kiln_tests::models::*;
 use kiln_tests::peers::relative;
-use kiln_tests::training::{batch, params};
+use kiln_tests::training::{batch, params, same_bits};
 
 use crate::{small, wgpu};
 
@@ -48,6 +48,42 @@ fn compare<L: Layer>(
 
 fn batches(n: u64) -> Vec<(Vec<i32>, Vec<i32>)> {
     (0..n).map(|i| batch(&small(), i)).collect()
+}
+
+/// Logits of the same trunk.
+#[layer]
+fn logits(ids: Ids<B, S>, #[sub] trunk: Trunk) -> Tensor<B, S, V> {
+    trunk.forward(ids).einsum(trunk.emb, "b s d, v d -> b s v")
+}
+
+#[test]
+fn a_state_moves_between_the_host_and_wgpu() {
+    let Some(gpu) = wgpu("a_state_moves_between_the_host_and_wgpu") else { return };
+    let folder = tempfile::tempdir().expect("a folder");
+    let start = |target: Target| {
+        let builder = Trainer::<Dropped>::new(small()).seed(5).schedule(Schedule::constant(1e-3)).device(target);
+        builder.build().expect("a sound model")
+    };
+    let (mut host, mut device) = (start(Target::Host), start(gpu));
+    for (i, batch) in batches(4).iter().enumerate() {
+        // Each takes over from the other.
+        let file = folder.path().join(format!("{i}.safetensors"));
+        let (from, to) = if i % 2 == 0 { (&mut host, &mut device) } else { (&mut device, &mut host) };
+        from.step(batch).expect("a sound step");
+        from.save(&file, &[]).expect("saved");
+        to.resume(&file).expect("the same model");
+        assert!(same_bits(&params(from), &params(to)), "after step {i}");
+    }
+    let mut alone = start(Target::Host);
+    batches(4).iter().for_each(|b| drop(alone.step(b).expect("a sound step")));
+    let far = |(path, values): (String, Vec<f32>)| relative(&device.param(&path).expect("a parameter"), &values);
+    let distance = params(&alone).into_iter().map(far).fold(0.0, f64::max);
+    assert!(distance <= WEIGHTS, "{distance:.1e}");
+    let ids = &batches(1)[0].0;
+    let scores =
+        |t: &Trainer<Dropped>| t.session::<Logits>(small()).expect("the same layers").forward(ids).expect("logits");
+    let distance = relative(&scores(&device), &scores(&host));
+    assert!(distance <= WEIGHTS, "logits: {distance:.1e}");
 }
 
 /// The forms of kernels that hardware takes, run by this machine's driver.
