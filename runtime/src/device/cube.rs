@@ -137,8 +137,10 @@ pub struct CubeDevice<R: Runtime> {
     /// Offsets of products, by content.
     tables: Mutex<HashMap<Box<[u8]>, Handle>>,
     compiled: Arc<AtomicU64>,
-    /// Name and driver: other devices compile other code.
-    identity: u64,
+    /// Name and driver.
+    identity: String,
+    /// Its hash: other devices compile other code.
+    seed: u64,
     cache: Option<&'static KernelCache>,
 }
 
@@ -236,9 +238,15 @@ impl<R: Runtime> CubeDevice<R> {
             bodies: Mutex::default(),
             tables: Mutex::default(),
             compiled: Arc::default(),
-            identity: xxh3_64(identity.as_bytes()),
+            seed: xxh3_64(identity.as_bytes()),
+            identity,
             cache,
         }
+    }
+
+    /// Name and driver.
+    pub fn identity(&self) -> &str {
+        &self.identity
     }
 
     /// Kernels compiled so far: those that neither this process nor the cache had.
@@ -406,7 +414,7 @@ impl<R: Runtime> CubeDevice<R> {
     fn kernel(&self, spec: &Spec, define: DefineFn, content: u64) -> DynKernel<R> {
         let settings = KernelSettings::default().kernel_name(&spec.name).cube_dim(CubeDim::new_1d(spec.cube_dim));
         let (client, compiled) = (self.client.clone(), Some(self.compiled.clone()));
-        DynKernel { settings, client, spec: spec.clone(), define, content: content ^ self.identity, compiled }
+        DynKernel { settings, client, spec: spec.clone(), define, content: content ^ self.seed, compiled }
     }
 
     /// An output buffer, not initialised.

@@ -108,11 +108,12 @@ pub trait Device: Send {
     /// [`DeviceError`] names the step whose kernel does not compile.
     fn warm(&mut self, end: Option<&StepEnd>, on_step: &mut dyn FnMut(usize, usize)) -> Result<(), DeviceError>;
 
-    /// How long each step of a plan takes on the device, in order. Each is waited for, so the sum is more than a run takes.
+    /// How long each step of a plan takes on the device, in order: launched once untimed, then `repeats` times between two waits, of which
+    /// the mean is given. Values are those of no run: a step that adds to its result adds again.
     ///
     /// # Errors
     /// [`DeviceError`] if the device fails.
-    fn time_steps(&mut self, mode: Mode, run: Run) -> Result<Vec<Duration>, DeviceError>;
+    fn time_steps(&mut self, mode: Mode, run: Run, repeats: usize) -> Result<Vec<Duration>, DeviceError>;
 
     /// Whole steps without waiting; `None` on a device that has finished whenever a call returns.
     fn queue(&mut self) -> Option<&mut dyn Queue> {
@@ -264,7 +265,7 @@ impl Target {
     /// NVIDIA card `index`.
     ///
     /// # Errors
-    /// [`DeviceError::Unavailable`] without a driver or that card.
+    /// [`DeviceError::Unavailable`] without a driver or that card, or where kernels cannot be compiled; it says what to install.
     #[cfg(feature = "cuda")]
     pub fn cuda(index: usize) -> Result<Target, DeviceError> {
         Ok(Target::Cuda(Arc::new(cuda::open(index).map_err(DeviceError::unavailable)?)))
@@ -278,6 +279,31 @@ impl Target {
             Target::Wgpu(_) => "wgpu",
             #[cfg(feature = "cuda")]
             Target::Cuda(_) => "cuda",
+        }
+    }
+
+    /// Name and driver, as the device describes itself; the CPU is `host`.
+    pub fn identity(&self) -> &str {
+        match self {
+            Target::Host => "host",
+            #[cfg(feature = "wgpu")]
+            Target::Wgpu(device) => device.identity(),
+            #[cfg(feature = "cuda")]
+            Target::Cuda(device) => device.identity(),
+        }
+    }
+
+    /// Seconds of a copy of `elements` f32 within the device's memory, in one piece: the mean of `repeats`. None on the host.
+    ///
+    /// # Errors
+    /// [`DeviceError`] if the device cannot hold both pieces, or fails.
+    pub fn time_copy(&self, elements: usize, repeats: usize) -> Result<Option<Duration>, DeviceError> {
+        match self {
+            Target::Host => Ok(None),
+            #[cfg(feature = "wgpu")]
+            Target::Wgpu(device) => device.time_copy(elements, repeats).map(Some).map_err(DeviceError::launch),
+            #[cfg(feature = "cuda")]
+            Target::Cuda(device) => device.time_copy(elements, repeats).map(Some).map_err(DeviceError::launch),
         }
     }
 
@@ -395,6 +421,11 @@ impl DeviceError {
     }
 
     #[cfg(any(feature = "wgpu", feature = "cuda"))]
+    fn launch(error: cube::CubeError) -> DeviceError {
+        DeviceError::Launch(error.to_string())
+    }
+
+    #[cfg(any(feature = "wgpu", feature = "cuda"))]
     fn unavailable(error: cube::CubeError) -> DeviceError {
         DeviceError::Unavailable(error.to_string())
     }
@@ -433,6 +464,11 @@ impl fmt::Display for Owners<'_> {
         let owners: Vec<String> = self.0.iter().map(|(name, n)| format!("{name} ({})", shown(*n))).collect();
         f.write_str(&owners.join(", "))
     }
+}
+
+/// The time of one of `repeats`.
+fn mean(all: Duration, repeats: usize) -> Duration {
+    all / u32::try_from(repeats.max(1)).unwrap_or(u32::MAX)
 }
 
 /// The most bytes that this process can ever have, where the system says so: physical memory with swap, and the limit of the control

@@ -9,6 +9,9 @@ pub enum CubeError {
     /// No driver or no adapter.
     #[error("no {0} adapter: its driver is not installed, or it shows no device")]
     NoAdapter(&'static str),
+    /// The compiler of kernels is not there, or its code does not load.
+    #[error("kernels cannot be compiled here: {0}")]
+    Compiler(String),
     /// A region that kernels cannot express.
     #[error("kernel `{kernel}`: {error}")]
     Region {

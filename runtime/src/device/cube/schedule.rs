@@ -18,7 +18,7 @@ use cubecl::prelude::Runtime;
 use kiln_compiler::ir::{Attrs, Axis, DType, Sizes, Type};
 use kiln_compiler::ops;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 /// What a step launches, without its buffers.
 enum Operation {
@@ -347,14 +347,13 @@ impl<R: Runtime> Device for Schedule<R> {
         Ok(())
     }
 
-    fn time_steps(&mut self, mode: Mode, run: Run) -> Result<Vec<Duration>, DeviceError> {
+    fn time_steps(&mut self, mode: Mode, run: Run, repeats: usize) -> Result<Vec<Duration>, DeviceError> {
         self.start(mode, run)?;
         self.device.sync().map_err(failure)?;
         let steps = &self.placed.plan(mode).steps;
         let timed = |(launch, step): (&Launch, &Step)| {
-            let begin = Instant::now();
-            let launched = self.launch(launch, run.micro).and_then(|()| self.device.sync());
-            launched.map(|()| begin.elapsed()).map_err(|e| at(step, e))
+            let launch = || self.launch(launch, run.micro);
+            self.device.time(launch, repeats).map_err(|e| at(step, e))
         };
         self.program(mode).launches.iter().zip(steps).map(timed).collect()
     }

@@ -1,13 +1,14 @@
 //! Launches of a training step that belong to no operation of a model: copies, the start of a run, gradient norms, optimizers.
 
 use super::{Bound, Buffer, CubeDevice, CubeError, Spec};
-use crate::device::Update;
+use crate::device::{Update, mean};
 use crate::kernels::training::{self as kernels, REPORT, SQUARES_STRIDE};
 use crate::optim::{AdamWStep, SgdStep};
 use cubecl::ir::{ElemType, FloatKind, StorageType, Type, UIntKind};
 use cubecl::prelude::Runtime;
 use cubecl::server::Handle;
 use kiln_compiler::ir::DType;
+use std::time::{Duration, Instant};
 
 const F32: StorageType = StorageType::Scalar(ElemType::Float(FloatKind::F32));
 const U32: StorageType = StorageType::Scalar(ElemType::UInt(UIntKind::U32));
@@ -87,6 +88,30 @@ impl<R: Runtime> CubeDevice<R> {
         let (buffers, vectors) = ([x, y].map(|b| self.bound(b)), x.len / spec.width);
         let buffers = buffers.map(|b| Bound { ty: b.ty.with_vector_size(spec.width), ..b });
         self.launch_units(&spec, kernels::define_convert, vectors, &buffers, &[vectors], &[])
+    }
+
+    /// Mean time of `repeats` launches between two waits, after one that may compile.
+    pub(super) fn time(
+        &self,
+        launch: impl Fn() -> Result<(), CubeError>,
+        repeats: usize,
+    ) -> Result<Duration, CubeError> {
+        launch()?;
+        self.sync()?;
+        let begin = Instant::now();
+        (0..repeats).try_for_each(|_| launch())?;
+        self.sync()?;
+        Ok(mean(begin.elapsed(), repeats))
+    }
+
+    /// Mean time of a copy of `elements` f32 from one buffer to another.
+    ///
+    /// # Errors
+    /// [`CubeError`] if the device does not hold buffers of this size, or has failed.
+    pub fn time_copy(&self, elements: usize, repeats: usize) -> Result<Duration, CubeError> {
+        let (x, y) = (self.empty(DType::F32, elements)?, self.empty(DType::F32, elements)?);
+        self.fill(&x, 1.0)?;
+        self.time(|| self.convert(&x, &y, false), repeats)
     }
 
     /// y = value.

@@ -33,7 +33,7 @@ pub mod tile;
 mod transpose;
 pub mod user_op;
 
-use super::{Copied, Device, DeviceError, StepEnd, Update};
+use super::{Copied, Device, DeviceError, StepEnd, Update, mean};
 use crate::exec::comm::Member;
 use crate::exec::inspect::Inspection;
 use crate::exec::layout::{ArenaLayout, Range};
@@ -210,13 +210,14 @@ impl Device for HostDevice {
         Ok(())
     }
 
-    fn time_steps(&mut self, mode: Mode, run: Run) -> Result<Vec<Duration>, DeviceError> {
+    fn time_steps(&mut self, mode: Mode, run: Run, repeats: usize) -> Result<Vec<Duration>, DeviceError> {
         let plan = self.placed.plan(mode).clone();
         let cx = self.context(&plan, run);
         let timed = |(kernel, step): (&Kernel, &crate::plan::Step)| {
-            let begin = Instant::now();
             kernel.run(&cx, step);
-            begin.elapsed()
+            let begin = Instant::now();
+            (0..repeats).for_each(|_| kernel.run(&cx, step));
+            mean(begin.elapsed(), repeats)
         };
         Ok(self.kernels(mode).iter().zip(&plan.steps).map(timed).collect())
     }
