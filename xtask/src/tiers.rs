@@ -78,7 +78,7 @@ pub const TIERS: &[Tier] = &[
     Tier {
         name: "devices",
         question: "are whole training steps on a GPU those of the host, and are its failures typed errors?",
-        commands: &[&["--test", "devices"]],
+        commands: &[&["--test", "devices", "--test", "gpu_suite"]],
     },
     Tier { name: "peers", question: "does PyTorch get the same values?", commands: &[&["--test", "peers"]] },
     Tier {
