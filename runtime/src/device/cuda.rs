@@ -178,7 +178,7 @@ mod tests {
         const HOPPER: i32 = 90;
         match compiled_probe(HOPPER) {
             Ok(ptx) => assert!(ptx.to_string_lossy().contains(".entry probe")),
-            Err(e) => assert!(e.to_string().contains("pip install"), "{e}"),
+            Err(e) => assert!(e.to_string().contains("not found; `pip install"), "{e}"),
         }
     }
 
