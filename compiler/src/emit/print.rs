@@ -320,7 +320,7 @@ fn expr(kernel: &Kernel, ty: Ty, e: &Expr) -> TokenStream {
 
 fn unary(f: Scalar, a: Ident, n: &TokenStream) -> TokenStream {
     match f {
-        Scalar::Neg => quote! { -#a },
+        Scalar::Neg => quote! { gpu::neg::<#n>(#a) },
         Scalar::Exp => quote! { #a.exp() },
         Scalar::Log => quote! { #a.ln() },
         Scalar::Sqrt => quote! { #a.sqrt() },

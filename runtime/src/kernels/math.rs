@@ -4,7 +4,14 @@
 
 use cubecl::prelude::*;
 
-/// Where a lane is NaN, by its bits: shading languages may assume that comparisons never see one.
+/// −a, exactly. CubeCL writes the sign before a vector, which in CUDA C++ has none.
+#[cube]
+pub fn neg<N: Size>(a: Vector<f32, N>) -> Vector<f32, N> {
+    a * Vector::new(-1.0f32)
+}
+
+/// Where a lane is NaN, by its bits: shading languages may assume that comparisons never see one. Never of a constant, whose bits CubeCL
+/// takes in CUDA C++ as if it had an address.
 #[cube]
 pub fn is_nan<N: Size>(a: Vector<f32, N>) -> Vector<bool, N> {
     let magnitude = Vector::<u32, N>::reinterpret(a) & Vector::new(0x7fff_ffffu32);
@@ -29,7 +36,7 @@ pub fn minimum<N: Size>(a: Vector<f32, N>, b: Vector<f32, N>) -> Vector<f32, N> 
 #[cube]
 pub fn logistic<N: Size>(a: Vector<f32, N>) -> Vector<f32, N> {
     let one = Vector::<f32, N>::new(1.0f32);
-    one / (one + (-a).exp())
+    one / (one + neg::<N>(a).exp())
 }
 
 /// −1, 0 or 1.
@@ -54,14 +61,16 @@ pub fn tanh<N: Size>(a: Vector<f32, N>) -> Vector<f32, N> {
     let small = p * z * a + a;
     let magnitude = a.abs();
     let large = one - two / ((magnitude * two).exp() + one);
-    let signed = select_many(a.less_than(Vector::new(0.0f32)), -large, large);
+    let signed = select_many(a.less_than(Vector::new(0.0f32)), neg::<N>(large), large);
     select_many(magnitude.less_than(Vector::new(0.625f32)), small, signed)
 }
 
 /// erf a: a·P(a²)/Q(a²) for |a| ≤ 4, beyond which it is ±1.
 #[cube]
 pub fn erf<N: Size>(a: Vector<f32, N>) -> Vector<f32, N> {
-    let x = maximum::<N>(minimum::<N>(a, Vector::new(4.0f32)), Vector::new(-4.0f32));
+    let (most, least) = (Vector::new(4.0f32), Vector::new(-4.0f32));
+    let below = select_many(a.less_than(most), a, most);
+    let x = select_many(below.greater_than(least), below, least);
     let z = x * x;
     let mut p = z * Vector::new(-2.726_142_3e-10f32) + Vector::new(2.770_681_4e-8f32);
     p = p * z + Vector::new(-2.101_024e-6f32);
@@ -73,7 +82,7 @@ pub fn erf<N: Size>(a: Vector<f32, N>) -> Vector<f32, N> {
     q = q * z + Vector::new(-1.682_827e-3f32);
     q = q * z + Vector::new(-7.373_329e-3f32);
     q = q * z + Vector::new(-1.426_473_9e-2f32);
-    x * p / q
+    select_many(is_nan::<N>(a), a, x * p / q)
 }
 
 /// sin a.
@@ -107,5 +116,5 @@ fn wave<N: Size>(a: Vector<f32, N>, #[comptime] quadrant: u32) -> Vector<f32, N>
     let odd = (turn & Vector::new(1i32)).equal(Vector::new(1i32));
     let negative = (turn & Vector::new(2i32)).equal(Vector::new(2i32));
     let value = select_many(odd, c, s);
-    select_many(negative, -value, value)
+    select_many(negative, neg::<N>(value), value)
 }

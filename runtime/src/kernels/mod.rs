@@ -19,7 +19,7 @@ pub mod training;
 
 pub use arguments::{input, number, output, position, words};
 pub use column_sum::define_column_sum;
-pub use math::{cosine, erf, is_nan, logistic, maximum, minimum, sign, sine, tanh};
+pub use math::{cosine, erf, is_nan, logistic, maximum, minimum, neg, sign, sine, tanh};
 pub use placeholders::*;
 pub use position::{clamp, first_lane, half_sign, in_range, lanes, rotate};
 pub use program::define_program;

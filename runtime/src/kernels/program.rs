@@ -279,7 +279,7 @@ type Number<N> = NativeExpand<Vector<f32, N>>;
 
 fn unary<N: Size>(scope: &mut Scope, f: Function, a: Number<N>) -> Number<N> {
     match f {
-        Function::Neg => steps::neg::expand::<N>(scope, a),
+        Function::Neg => math::neg::expand::<N>(scope, a),
         Function::Exp => a.__expand_exp_method(scope),
         Function::Log => a.__expand_ln_method(scope),
         Function::Sqrt => a.__expand_sqrt_method(scope),

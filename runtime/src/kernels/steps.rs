@@ -114,11 +114,6 @@ pub fn div<N: Size>(a: Vector<f32, N>, b: Vector<f32, N>) -> Vector<f32, N> {
 }
 
 #[cube]
-pub fn neg<N: Size>(a: Vector<f32, N>) -> Vector<f32, N> {
-    -a
-}
-
-#[cube]
 pub fn mul<N: Size>(a: Vector<f32, N>, b: Vector<f32, N>) -> Vector<f32, N> {
     a * b
 }
