@@ -1,5 +1,6 @@
 //! The tidy tier: the tree is as ARCHITECTURE.md and STYLE.md say.
 
+use kiln::device::cube::library_kernels;
 use kiln_tests::folders;
 use std::collections::BTreeSet;
 use std::fs;
@@ -183,6 +184,22 @@ fn only_the_device_layer_names_cubecl() {
         );
     }
     report(broken);
+}
+
+#[test]
+fn every_kernel_of_the_library_is_in_the_catalog() {
+    // The other entry is for regions, whose kernels are those of layers.
+    const OF_REGIONS: &str = "program";
+    let listed: BTreeSet<String> = library_kernels().iter().map(|k| k.name().to_owned()).collect();
+    let mut defined = BTreeSet::new();
+    for source in sources(&["runtime/src/kernels"]) {
+        let names = source.code().filter_map(|(_, l)| l.split_once("fn define_")?.1.split_once('('));
+        defined.extend(names.map(|(name, _)| name.to_owned()).filter(|name| name != OF_REGIONS));
+    }
+    assert!(defined.len() >= 20, "only {defined:?} found");
+    let absent = defined.difference(&listed).map(|name| format!("`define_{name}` is not in `library_kernels()`"));
+    let unknown = listed.difference(&defined).map(|name| format!("`{name}` has no `define_{name}`"));
+    report(absent.chain(unknown).collect());
 }
 
 #[test]

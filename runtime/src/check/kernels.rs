@@ -174,8 +174,8 @@ fn stream(s: usize) -> (u64, u64) {
 }
 
 impl KernelCase {
-    /// The case at sizes, with layers computing in `compute`.
-    pub fn trial(&self, extents: Extents, compute: DType) -> Trial {
+    /// The region with layers computing in `compute`, and its sizes.
+    fn bound(&self, extents: Extents, compute: DType) -> (Region, Sizes) {
         let mut region = self.region.clone();
         for d in &mut region.dtypes {
             if matches!(d, DType::Compute | DType::Sub(_)) {
@@ -183,6 +183,32 @@ impl KernelCase {
             }
         }
         let sizes = sizes(&region, extents);
+        (region, sizes)
+    }
+
+    /// The kernel in CUDA C++, as a launch at these sizes with layers computing in `compute` would run it.
+    ///
+    /// # Errors
+    /// [`CheckError::Refused`] if kernels cannot express the region.
+    #[cfg(any(feature = "wgpu", feature = "cuda"))]
+    pub fn cuda(
+        &self,
+        compiler: &crate::device::cube::CudaCompiler,
+        extents: Extents,
+        compute: DType,
+    ) -> Result<crate::device::cube::CudaSource, CheckError> {
+        let (region, sizes) = self.bound(extents, compute);
+        let binding = crate::device::cube::Binding { sizes: &sizes, dtype: &|d| d, part: &|_| None };
+        compiler.region(&Arc::new(region), self.emitted, &binding).map_err(|why| CheckError::Refused {
+            kernel: self.name.clone(),
+            device: "CUDA",
+            why: why.to_string(),
+        })
+    }
+
+    /// The case at sizes, with layers computing in `compute`.
+    pub fn trial(&self, extents: Extents, compute: DType) -> Trial {
+        let (region, sizes) = self.bound(extents, compute);
         let operands = operands(&region, &sizes);
         let scalars: Vec<f32> = region.scalars.iter().map(|s| scalar(s, &sizes)).collect();
         let uniform = |s: usize, index: u64| {

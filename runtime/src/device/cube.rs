@@ -3,16 +3,19 @@
 //! CubeCL's server answers nothing to a launch and only logs what fails on its thread: an unsupported type or a failed allocation
 //! gives zeros. So each launch is checked here before it is sent ([`CubeError`]), kernels are built once on the caller's thread
 //! (`bodies`), and a device that has failed refuses further work.
-
 //!
 //! Reading order: [`Schedule`] (a plan's steps become launches over an arena) → `region`, `library`, `training` (what a launch of each
-//! kind needs) → this file (checks and launches).
+//! kind needs) → `catalog` (the library's kernels) → this file (checks and launches) → [`Profile`] (what their code depends on), from
+//! which [`CudaCompiler`] makes CUDA C++ without a device.
 
 mod arena;
 mod bodies;
 mod cache;
+mod catalog;
+mod cuda_source;
 mod error;
 mod library;
+mod profile;
 mod region;
 mod schedule;
 mod scratch;
@@ -21,15 +24,18 @@ mod tests;
 mod training;
 
 pub use cache::{KernelCache, VARIABLE as CACHE_VARIABLE, enable as enable_cache};
+pub use catalog::{Arithmetic, LibraryKernel, library_kernels};
 pub use cubecl::prelude::Runtime;
+pub use cuda_source::{Arch, CUDA_SHAPE, CudaCompiler, CudaSource};
 pub use error::CubeError;
 pub use library::{Attention, Dot, DotTables, Loss, Window};
+pub use profile::Profile;
 pub use region::{Binding, Part, Prepared, RegionArgs, StreamState};
 pub use schedule::Schedule;
 pub use scratch::Scratch;
 
 use super::Copied;
-use crate::kernels::{self, Rounding};
+use crate::kernels::Rounding;
 use crate::plan::Memory;
 use cubecl::ir::{ElemType, FloatKind, IntKind, StorageType, Type, UIntKind};
 use cubecl::prelude::*;
@@ -125,7 +131,7 @@ pub enum Barriers {
 /// A device of a CubeCL runtime.
 pub struct CubeDevice<R: Runtime> {
     client: ComputeClient<R>,
-    shape: Shape,
+    profile: Arc<Profile>,
     /// Bytes that it can hold, where that is known.
     capacity: Option<usize>,
     /// Largest piece that sessions take, if it is less than the device's.
@@ -168,47 +174,42 @@ impl<R: Runtime> Drop for CubeDevice<R> {
 
 impl<R: Runtime> std::fmt::Debug for CubeDevice<R> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("CubeDevice").field("runtime", &R::name(&self.client)).field("shape", &self.shape).finish()
+        f.debug_struct("CubeDevice")
+            .field("runtime", &R::name(&self.client))
+            .field("shape", &self.profile.shape)
+            .finish()
     }
 }
 
-struct DynKernel<R: Runtime> {
-    settings: KernelSettings,
-    client: ComputeClient<R>,
+struct DynKernel {
+    profile: Arc<Profile>,
     spec: Spec,
     define: DefineFn,
     /// Hash of the body, seeded by the device.
     content: u64,
     /// Counts compilations.
-    compiled: Option<Arc<AtomicU64>>,
+    compiled: Arc<AtomicU64>,
 }
 
-impl<R: Runtime> KernelMetadata for DynKernel<R> {
+impl KernelMetadata for DynKernel {
     fn id(&self) -> KernelId {
+        let settings = profile::settings(&self.spec);
         KernelId::new::<Self>()
-            .address_type(self.settings.address_type)
-            .cube_dim(self.settings.cube_dim)
+            .address_type(settings.address_type)
+            .cube_dim(settings.cube_dim)
             .info((self.content, self.spec.clone()))
     }
 
     fn address_type(&self) -> StorageType {
-        self.settings.address_type.unsigned_type()
+        profile::settings(&self.spec).address_type.unsigned_type()
     }
 }
 
-impl<R: Runtime> CubeKernel for DynKernel<R> {
+impl CubeKernel for DynKernel {
     /// Called for every kernel that no cache holds.
     fn define(&self) -> KernelDefinition {
-        if let Some(compiled) = &self.compiled {
-            compiled.fetch_add(1, Ordering::Relaxed);
-        }
-        let mut builder = KernelBuilder::default();
-        builder.runtime_properties(R::target_properties());
-        builder.device_properties(self.client.properties());
-        kernels::register(&mut builder.scope, &self.spec.types, self.spec.width);
-        self.settings.address_type.register(&mut builder.scope);
-        (self.define)(&mut builder, &self.spec);
-        builder.build(self.settings.clone())
+        self.compiled.fetch_add(1, Ordering::Relaxed);
+        self.profile.define(&self.spec, self.define)
     }
 }
 
@@ -226,10 +227,11 @@ impl<R: Runtime> CubeDevice<R> {
         let Found { mut client, shape, capacity, identity, cache } = found;
         // SAFETY: all work of this client, from whichever thread, goes to one stream, so it runs in the order in which it is sent.
         unsafe { client.set_stream(StreamId::current()) };
+        let profile = Profile { shape, properties: client.properties().clone(), target: R::target_properties };
         let (h2d, d2h) = (AtomicU64::new(0), AtomicU64::new(0));
         CubeDevice {
             client,
-            shape,
+            profile: Arc::new(profile),
             capacity,
             chunk: None,
             failure: Mutex::new(None),
@@ -272,7 +274,7 @@ impl<R: Runtime> CubeDevice<R> {
 
     /// The same device, with launches shaped as on another, so that one machine can check the kernels of all.
     pub fn with_shape(mut self, shape: Shape) -> Self {
-        self.shape = shape;
+        Arc::make_mut(&mut self.profile).shape = shape;
         self
     }
 
@@ -295,7 +297,7 @@ impl<R: Runtime> CubeDevice<R> {
     /// How it stores tensors.
     pub fn memory(&self) -> Memory {
         let width = |dtype| self.storage(dtype).size();
-        let largest = self.client.properties().memory.max_page_size as usize;
+        let largest = self.profile.properties.memory.max_page_size as usize;
         let largest = self.chunk.map_or(largest, |chunk| chunk.min(largest));
         Memory { widths: [DType::Bf16, DType::F16, DType::Bool].map(width), chunk: largest / ALIGNMENT * ALIGNMENT }
     }
@@ -308,7 +310,7 @@ impl<R: Runtime> CubeDevice<R> {
     /// Copies bytes to a fresh buffer: the only way to the device.
     fn send(&self, bytes: &[u8]) -> Result<Handle, CubeError> {
         self.check_healthy()?;
-        let allowed = self.client.properties().memory.max_page_size;
+        let allowed = self.profile.properties.memory.max_page_size;
         if bytes.len() as u64 > allowed {
             let (kernel, needed) = ("copy".to_owned(), bytes.len() as u64);
             return Err(CubeError::Limit { kernel, what: "bytes in one buffer", needed, allowed });
@@ -327,19 +329,7 @@ impl<R: Runtime> CubeDevice<R> {
 
     /// How the device stores an element type: as it is, or wider where it has no such storage.
     pub fn storage(&self, dtype: DType) -> StorageType {
-        let wanted = match dtype {
-            DType::F32 => FloatKind::F32,
-            DType::Bf16 => FloatKind::BF16,
-            DType::F16 => FloatKind::F16,
-            DType::I32 => return StorageType::Scalar(ElemType::Int(IntKind::I32)),
-            DType::Bool => return StorageType::Scalar(ElemType::UInt(UIntKind::U32)),
-            DType::Compute | DType::Sub(_) => panic!("{dtype} is resolved when a model is linked"),
-        };
-        let native = StorageType::Scalar(ElemType::Float(wanted));
-        if self.client.properties().supports_type(native) {
-            return native;
-        }
-        StorageType::Scalar(ElemType::Float(FloatKind::F32))
+        self.profile.storage(dtype)
     }
 
     /// Copies values to the device, rounded to `dtype`.
@@ -407,21 +397,21 @@ impl<R: Runtime> CubeDevice<R> {
         cubecl::future::block_on(self.client.sync()).map_err(|e| self.poison(e.to_string()))
     }
 
-    fn max_cubes(&self) -> usize {
-        self.client.properties().hardware.max_cube_count.0 as usize
-    }
-
-    fn kernel(&self, spec: &Spec, define: DefineFn, content: u64) -> DynKernel<R> {
-        let settings = KernelSettings::default().kernel_name(&spec.name).cube_dim(CubeDim::new_1d(spec.cube_dim));
-        let (client, compiled) = (self.client.clone(), Some(self.compiled.clone()));
-        DynKernel { settings, client, spec: spec.clone(), define, content: content ^ self.seed, compiled }
+    fn kernel(&self, spec: &Spec, define: DefineFn, content: u64) -> DynKernel {
+        DynKernel {
+            profile: self.profile.clone(),
+            spec: spec.clone(),
+            define,
+            content: content ^ self.seed,
+            compiled: self.compiled.clone(),
+        }
     }
 
     /// An output buffer, not initialised.
     pub fn empty(&self, dtype: DType, len: usize) -> Result<Buffer, CubeError> {
         self.check_healthy()?;
         let bytes = len * self.storage(dtype).size();
-        let allowed = self.client.properties().memory.max_page_size;
+        let allowed = self.profile.properties.memory.max_page_size;
         if bytes as u64 > allowed {
             let kernel = "allocation".to_owned();
             return Err(CubeError::Limit { kernel, what: "bytes in one buffer", needed: bytes as u64, allowed });
@@ -444,7 +434,7 @@ impl<R: Runtime> CubeDevice<R> {
         let body = self.body(spec, define)?;
         body.check_arguments(&spec.name, buffers, indices.len() + scalars.len())?;
         let kernel = self.kernel(spec, define, body.content);
-        let mut launcher = KernelLauncher::<R>::new(kernel.settings.clone());
+        let mut launcher = KernelLauncher::<R>::new(profile::settings(spec));
         for b in buffers {
             // SAFETY: the preflight has checked that `len` elements of this type lie inside the handle.
             let array = unsafe { ArrayArg::from_raw_parts(b.handle.clone(), b.len) };
@@ -462,7 +452,7 @@ impl<R: Runtime> CubeDevice<R> {
 
     /// A number of cubes over two dimensions, of which each has a limit; surplus cubes find nothing to do.
     fn linear_grid(&self, cubes: usize) -> (u32, u32) {
-        let most = self.max_cubes();
+        let most = self.profile.max_cubes();
         let y = cubes.div_ceil(most);
         (cubes.div_ceil(y) as u32, y as u32)
     }
@@ -475,7 +465,7 @@ impl<R: Runtime> CubeDevice<R> {
         buffers: &[Bound<'_>],
         indices: &[usize],
     ) -> Result<(), CubeError> {
-        let properties = self.client.properties();
+        let properties = &self.profile.properties;
         let hardware = &properties.hardware;
         let limit = |what: &'static str, needed: u64, allowed: u64| match needed <= allowed {
             true => Ok(()),
@@ -530,15 +520,5 @@ impl<R: Runtime> CubeDevice<R> {
         let mut failure = self.failure.lock().unwrap_or_else(PoisonError::into_inner);
         failure.get_or_insert_with(|| message.clone());
         CubeError::Failed(message)
-    }
-}
-
-/// What values of a type are rounded to before they are stored.
-fn rounding(dtype: DType) -> Rounding {
-    match dtype {
-        DType::F32 | DType::I32 | DType::Bool => Rounding::None,
-        DType::Bf16 => Rounding::Bf16,
-        DType::F16 => Rounding::F16,
-        DType::Compute | DType::Sub(_) => panic!("{dtype} is resolved when a model is linked"),
     }
 }

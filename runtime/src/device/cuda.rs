@@ -1,6 +1,6 @@
 //! NVIDIA cards through CubeCL's CUDA runtime. Driver, compiler and headers are looked for at run time, so executables start without them.
 
-use super::cube::{Barriers, CubeDevice, CubeError, Found, Shape, enable_cache};
+use super::cube::{CUDA_SHAPE, CubeDevice, CubeError, Found, enable_cache};
 use cubecl::cuda::{CudaDevice, CudaRuntime};
 use cubecl::prelude::Runtime;
 use cudarc::driver::{result, sys};
@@ -10,11 +10,6 @@ use std::path::PathBuf;
 
 /// A device of CUDA.
 pub type Device = CubeDevice<CudaRuntime>;
-
-/// Four cubes for each of about a hundred multiprocessors share a sum over rows; 256 units fill one with eight cubes; 16 bytes of
-/// f32 are the widest load.
-pub const SHAPE: Shape =
-    Shape { map_units: 256, row_units: 256, column_cubes: 512, width: 4, barriers: Barriers::Cheap };
 
 /// How many cards there are; none without a driver.
 pub fn devices() -> usize {
@@ -38,7 +33,7 @@ pub fn open(index: usize) -> Result<Device, CubeError> {
     // Before CubeCL reads its configuration.
     let cache = enable_cache(&card.identity());
     let client = CudaRuntime::client(&CudaDevice::new(index));
-    Ok(CubeDevice::new(Found { client, shape: SHAPE, capacity: Some(capacity), identity: card.identity(), cache }))
+    Ok(CubeDevice::new(Found { client, shape: CUDA_SHAPE, capacity: Some(capacity), identity: card.identity(), cache }))
 }
 
 /// A card as its driver describes it.

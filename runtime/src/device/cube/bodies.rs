@@ -1,11 +1,10 @@
 //! What kernels are: each body is built once on the caller's thread, where a panic can be told, and its content becomes part of the key
 //! under which compiled kernels are kept – in memory and on disk. A launch is compared with the arguments that the body registered.
 
-use super::{Bound, CubeDevice, CubeError, DefineFn, DynKernel, Spec};
+use super::{Bound, CubeDevice, CubeError, DefineFn, Spec};
 use cubecl::ir::Type;
 use cubecl::prelude::*;
 use std::collections::HashMap;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use xxhash_rust::xxh3::xxh3_64;
 
 /// A body that has been built.
@@ -65,21 +64,11 @@ impl<R: Runtime> CubeDevice<R> {
         if let Some((_, body)) = known.iter().find(|(a, _)| *a == address) {
             return Ok(body.clone());
         }
-        let body = self.build(spec, define)?;
+        let body = Body::of(&self.profile.try_define(spec, define)?);
         if known.iter().any(|(_, other)| other.content != body.content) {
             return Err(CubeError::Body { kernel: spec.name.clone() });
         }
         bodies.entry(spec.clone()).or_default().push((address, body.clone()));
         Ok(body)
-    }
-
-    fn build(&self, spec: &Spec, define: DefineFn) -> Result<Body, CubeError> {
-        let kernel = DynKernel { compiled: None, ..self.kernel(spec, define, 0) };
-        let built = catch_unwind(AssertUnwindSafe(|| Body::of(&kernel.define())));
-        built.map_err(|panic| {
-            let text = panic.downcast_ref::<String>().cloned();
-            let text = text.or_else(|| panic.downcast_ref::<&str>().map(|s| (*s).to_owned()));
-            CubeError::Build { kernel: spec.name.clone(), message: text.unwrap_or_default() }
-        })
     }
 }

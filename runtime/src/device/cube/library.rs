@@ -3,13 +3,11 @@
 //! In: axes, sizes and element types. Out: results with the bits that sizes alone determine. Never waits for the device.
 
 use super::scratch::Scratch;
-use super::{Barriers, Bound, Buffer, CubeDevice, CubeError, DefineFn, Handle, Spec, rounding};
-use crate::kernels::Rounding;
-use crate::kernels::library::{self, DOT_BLOCK};
+use super::{Barriers, Bound, Buffer, CubeDevice, CubeError, Handle, LibraryKernel};
+use crate::kernels::library::DOT_BLOCK;
 use crate::plan::arena::align;
-use cubecl::ir::{ElemType, FloatKind, IntKind, StorageType, Type, UIntKind};
+use cubecl::ir::{ElemType, IntKind, StorageType, Type, UIntKind};
 use cubecl::prelude::*;
-use kiln_compiler::fuse::kernel::MAX_DTYPES;
 use kiln_compiler::ir::{Axis, DType, Sizes};
 
 /// Most elements of a chunk of logits (16 MiB): large enough to fill a device, small beside a model.
@@ -187,40 +185,10 @@ impl Window {
     }
 }
 
-const F32: StorageType = StorageType::Scalar(ElemType::Float(FloatKind::F32));
 const I32: StorageType = StorageType::Scalar(ElemType::Int(IntKind::I32));
 const U32: StorageType = StorageType::Scalar(ElemType::UInt(UIntKind::U32));
 
 impl<R: Runtime> CubeDevice<R> {
-    /// The key of a library kernel: its name stands for its body, which no user's crate can change.
-    pub(super) fn library_spec(
-        &self,
-        name: &str,
-        types: &[DType],
-        rounds: &[Option<DType>],
-        constants: [usize; 2],
-    ) -> Spec {
-        let mut spec = Spec {
-            name: name.to_owned(),
-            hash: 0,
-            types: [F32; MAX_DTYPES],
-            roundings: [Rounding::None; MAX_DTYPES],
-            width: 1,
-            cube_dim: self.shape.map_units,
-            accumulate: 0,
-            constants,
-            program: None,
-        };
-        for (slot, &dtype) in types.iter().enumerate() {
-            spec.types[slot] = self.storage(dtype);
-            spec.roundings[slot] = rounding(dtype);
-        }
-        for (i, round) in rounds.iter().enumerate() {
-            spec.roundings[types.len() + i] = round.map_or(Rounding::None, rounding);
-        }
-        spec
-    }
-
     pub(super) fn bound<'a>(&self, buffer: &'a Buffer) -> Bound<'a> {
         Bound { handle: &buffer.handle, len: buffer.len, ty: Type::new(self.storage(buffer.dtype)) }
     }
@@ -228,15 +196,27 @@ impl<R: Runtime> CubeDevice<R> {
     /// One unit for each of `units`.
     pub(super) fn launch_units(
         &self,
-        spec: &Spec,
-        define: DefineFn,
+        kernel: LibraryKernel,
         units: usize,
         buffers: &[Bound<'_>],
         indices: &[usize],
         scalars: &[f32],
     ) -> Result<(), CubeError> {
+        let spec = self.profile.library(&kernel);
         let cubes = units.div_ceil(spec.cube_dim as usize).max(1);
-        self.launch(spec, define, cubes, buffers, indices, scalars)
+        self.launch(&spec, kernel.define(), cubes, buffers, indices, scalars)
+    }
+
+    /// Cubes whose units work together.
+    pub(super) fn launch_cubes(
+        &self,
+        kernel: LibraryKernel,
+        cubes: usize,
+        buffers: &[Bound<'_>],
+        indices: &[usize],
+        scalars: &[f32],
+    ) -> Result<(), CubeError> {
+        self.launch(&self.profile.library(&kernel), kernel.define(), cubes, buffers, indices, scalars)
     }
 
     /// A table on the device; the same content is sent once.
@@ -266,25 +246,20 @@ impl<R: Runtime> CubeDevice<R> {
     /// # Errors
     /// [`CubeError`] if the launch is refused.
     pub fn dot(&self, dot: &Dot, a: &Buffer, b: &Buffer, c: &Buffer, accumulate: bool) -> Result<(), CubeError> {
-        let mut spec = self.library_spec("dot_general", &dot.types, &[dot.round], [0; 2]);
-        spec.accumulate = u32::from(accumulate);
         let table = Bound { handle: &dot.table, len: dot.table_len, ty: Type::new(U32) };
         let buffers = [self.bound(a), self.bound(b), table, self.bound(c)];
         let [batches, m, n, _] = dot.extents;
         let tiles = |tile: usize| batches * m.div_ceil(tile) * n.div_ceil(tile);
-        match self.shape.barriers {
+        let Dot { types, round, along_k, .. } = *dot;
+        match self.profile.shape.barriers {
             Barriers::Dear => {
-                let units = tiles(DOT_BLOCK);
-                self.launch_units(&spec, library::define_dot, units, &buffers, &dot.extents, &[])
+                let kernel = LibraryKernel::DotGeneral { types, round, accumulate };
+                self.launch_units(kernel, tiles(DOT_BLOCK), &buffers, &dot.extents, &[])
             }
             Barriers::Cheap => {
-                spec.name = "dot_general_tiled".to_owned();
-                spec.constants = dot.along_k.map(usize::from);
-                // A square of units.
-                let side = 1 << (spec.cube_dim.ilog2() / 2);
-                spec.cube_dim = side * side;
-                let cubes = tiles(side as usize * DOT_BLOCK).max(1);
-                self.launch(&spec, library::define_dot_tiled, cubes, &buffers, &dot.extents, &[])
+                let kernel = LibraryKernel::DotGeneralTiled { types, round, accumulate, along_k };
+                let side = self.profile.square_side();
+                self.launch_cubes(kernel, tiles(side * DOT_BLOCK).max(1), &buffers, &dot.extents, &[])
             }
         }
     }
@@ -301,10 +276,11 @@ impl<R: Runtime> CubeDevice<R> {
         round: Option<DType>,
     ) -> Result<(), CubeError> {
         let types = [q.dtype, k.dtype, v.dtype, o.dtype];
-        let spec = self.library_spec("attention", &types, &[round], [plan.head, usize::from(plan.causal)]);
+        let Attention { head, causal, .. } = *plan;
+        let kernel = LibraryKernel::Attention { types, round, head, causal };
         let buffers = [q, k, v, o, lse].map(|b| self.bound(b));
         let units = plan.heads * plan.s;
-        self.launch_units(&spec, library::define_attention, units, &buffers, &plan.indices(), &[plan.scale()])
+        self.launch_units(kernel, units, &buffers, &plan.indices(), &[plan.scale()])
     }
 
     /// q̄, k̄ and v̄ of q, k, v, o, lse and ō; each is rounded before it is stored.
@@ -319,19 +295,19 @@ impl<R: Runtime> CubeDevice<R> {
         rounds: [Option<DType>; 3],
         scratch: &mut Scratch,
     ) -> Result<(), CubeError> {
-        let constants = [plan.head, usize::from(plan.causal)];
+        let Attention { head, causal, .. } = *plan;
         let delta = scratch.take(self, DType::F32, plan.heads * plan.s)?;
         let types = [q.dtype, k.dtype, o.dtype, d_q.dtype];
-        let spec = self.library_spec("attention_queries", &types, &rounds[..1], constants);
+        let kernel = LibraryKernel::AttentionQueries { types, round: rounds[0], head, causal };
         let buffers = [q, k, v, o, lse, d_o, d_q, &delta].map(|b| self.bound(b));
         let (indices, scale) = (plan.indices(), [plan.scale()]);
         let units = plan.heads * plan.s;
-        self.launch_units(&spec, library::define_attention_queries, units, &buffers, &indices, &scale)?;
+        self.launch_units(kernel, units, &buffers, &indices, &scale)?;
         let types = [q.dtype, k.dtype, o.dtype, d_k.dtype];
-        let spec = self.library_spec("attention_keys", &types, &rounds[1..], constants);
+        let kernel = LibraryKernel::AttentionKeys { types, rounds: [rounds[1], rounds[2]], head, causal };
         let buffers = [q, k, v, lse, d_o, &delta, d_k, d_v].map(|b| self.bound(b));
         let units = plan.heads / plan.group.max(1) * plan.t;
-        self.launch_units(&spec, library::define_attention_keys, units, &buffers, &indices, &scale)
+        self.launch_units(kernel, units, &buffers, &indices, &scale)
     }
 
     /// Plans the loss of `rows` rows of x against a `vocab` × D weight, all of the given types. `rounds` are those of x̄ and w̄.
@@ -396,18 +372,15 @@ impl<R: Runtime> CubeDevice<R> {
     ) -> Result<(), CubeError> {
         let logits = self.logits(plan, scratch)?;
         let of_rows = [scratch.take(self, DType::F32, plan.rows)?, scratch.take(self, DType::F32, plan.rows)?];
-        let mut spec = self.library_spec("loss_rows", &[], &[], [0; 2]);
-        spec.cube_dim = self.shape.row_units;
         for chunk in &plan.chunks {
             self.dot(&chunk.logits, x, w, &logits, false)?;
             let buffers = [&logits, targets, lse, &of_rows[0], &of_rows[1]].map(|b| self.bound(b));
-            let cubes = chunk.rows.clamp(1, self.max_cubes());
+            let cubes = chunk.rows.clamp(1, self.profile.max_cubes());
             let indices = [chunk.first, chunk.rows, plan.vocab];
-            self.launch(&spec, library::define_loss_rows, cubes, &buffers, &indices, &[])?;
+            self.launch_cubes(LibraryKernel::LossRows, cubes, &buffers, &indices, &[])?;
         }
-        spec.name = "loss_sum".to_owned();
         let buffers = [&of_rows[0], &of_rows[1], sum, count].map(|b| self.bound(b));
-        self.launch(&spec, library::define_loss_sum, 1, &buffers, &[plan.rows], &[])
+        self.launch_cubes(LibraryKernel::LossSum, 1, &buffers, &[plan.rows], &[])
     }
 
     /// x̄ and w̄ of x, w, targets, lse and s̄; w̄ may be added to.
@@ -423,13 +396,12 @@ impl<R: Runtime> CubeDevice<R> {
         scratch: &mut Scratch,
     ) -> Result<(), CubeError> {
         let logits = self.logits(plan, scratch)?;
-        let spec = self.library_spec("loss_gradient", &[], &[], [0; 2]);
         for (i, chunk) in plan.chunks.iter().enumerate() {
             self.dot(&chunk.logits, x, w, &logits, false)?;
             let buffers = [&logits, targets, lse, d_sum].map(|b| self.bound(b));
             let indices = [chunk.first, chunk.rows, plan.vocab];
             let units = chunk.rows * plan.vocab;
-            self.launch_units(&spec, library::define_loss_gradient, units, &buffers, &indices, &[])?;
+            self.launch_units(LibraryKernel::LossGradient, units, &buffers, &indices, &[])?;
             self.dot(&chunk.dx, &logits, w, dx, false)?;
             self.dot(&chunk.dw, &logits, x, dw, accumulate || i > 0)?;
         }
@@ -441,12 +413,11 @@ impl<R: Runtime> CubeDevice<R> {
     /// # Errors
     /// [`CubeError`] if the launch is refused.
     pub fn sort_index(&self, ids: &Buffer, bins: usize, results: [&Buffer; 3]) -> Result<(), CubeError> {
-        let spec = self.library_spec("sort_index", &[], &[], [0; 2]);
         let integers = |b: &'_ Buffer| b.dtype == DType::I32;
         debug_assert!(integers(ids) && results.iter().all(|b| integers(b)), "positions are {I32:?}");
         let [order, starts, ends] = results;
         let buffers = [ids, order, starts, ends].map(|b| self.bound(b));
-        self.launch_units(&spec, library::define_sort_index, bins, &buffers, &[ids.len, bins], &[])
+        self.launch_units(LibraryKernel::SortIndex, bins, &buffers, &[ids.len, bins], &[])
     }
 
     /// Moves a window of x into y.
@@ -454,10 +425,10 @@ impl<R: Runtime> CubeDevice<R> {
     /// # Errors
     /// [`CubeError`] if the launch is refused.
     pub fn window(&self, plan: &Window, x: &Buffer, y: &Buffer) -> Result<(), CubeError> {
-        let spec = self.library_spec("window", &[x.dtype, y.dtype], &[], [usize::from(plan.clear), 0]);
-        let Window { rows, x_row, y_row, from, to, len, .. } = *plan;
+        let Window { rows, x_row, y_row, from, to, len, clear } = *plan;
+        let kernel = LibraryKernel::Window { types: [x.dtype, y.dtype], clear };
         let buffers = [self.bound(x), self.bound(y)];
         let indices = [rows, x_row, y_row, from, to, len];
-        self.launch_units(&spec, library::define_window, rows * y_row, &buffers, &indices, &[])
+        self.launch_units(kernel, rows * y_row, &buffers, &indices, &[])
     }
 }

@@ -1,7 +1,8 @@
 //! Regions: what a fused region needs for a launch is worked out once ([`Prepared`]), then launched over buffers.
 
+use super::profile::rounding;
 use super::scratch::Scratch;
-use super::{Bound, Buffer, CubeDevice, CubeError, DefineFn, Program, Spec, rounding};
+use super::{Bound, Buffer, CubeDevice, CubeError, DefineFn, LibraryKernel, Profile, Program, Spec};
 use crate::kernels::{self, Rounding};
 use crate::layer::KernelDef;
 use crate::plan::arena::align;
@@ -76,6 +77,11 @@ impl Prepared {
         self.spec.width
     }
 
+    /// Its kernel, when nothing is added to what is in memory.
+    pub(super) fn kernel(&self) -> (&Spec, DefineFn) {
+        (&self.spec, self.define)
+    }
+
     /// Scratch that a run takes, in bytes.
     pub(super) fn scratch_bytes(&self) -> usize {
         let interior: usize = self.extents[self.region.rows..].iter().product();
@@ -90,8 +96,11 @@ impl Prepared {
     }
 }
 
-impl<R: Runtime> CubeDevice<R> {
-    /// Makes a region ready: without an emitted kernel its program is walked.
+impl Profile {
+    /// What a region needs for launches on such a device: without an emitted kernel its program is walked.
+    ///
+    /// # Errors
+    /// [`CubeError`] if kernels cannot express it or a scalar is no number.
     pub fn prepare(
         &self,
         region: &Arc<Region>,
@@ -136,7 +145,7 @@ impl<R: Runtime> CubeDevice<R> {
         let parts = region.domain.iter().map(|a| (binding.part)(*a).unwrap_or_else(|| whole(a))).collect();
         let bind = |s| bind_scalar(&spec.name, s, binding);
         let scalars = region.scalars.iter().map(bind).collect::<Result<Vec<f32>, CubeError>>()?;
-        let prepared = Prepared {
+        Ok(Prepared {
             region: region.clone(),
             kernel: program,
             spec,
@@ -147,9 +156,7 @@ impl<R: Runtime> CubeDevice<R> {
             scalars,
             cubes,
             dtypes: stored,
-        };
-        self.body(&prepared.spec, prepared.define)?;
-        Ok(prepared)
+        })
     }
 
     /// Units per cube and number of cubes.
@@ -166,6 +173,23 @@ impl<R: Runtime> CubeDevice<R> {
         let has_columns = (0..region.outputs.len()).any(|o| region.is_column_output(region.inputs.len() + o));
         let most = if has_columns { self.shape.column_cubes } else { self.max_cubes() };
         (units as u32, rows.clamp(1, most))
+    }
+}
+
+impl<R: Runtime> CubeDevice<R> {
+    /// Makes a region ready and builds its kernel once.
+    ///
+    /// # Errors
+    /// [`CubeError`] if kernels cannot express it.
+    pub fn prepare(
+        &self,
+        region: &Arc<Region>,
+        emitted: Option<&KernelDef>,
+        binding: &Binding<'_>,
+    ) -> Result<Prepared, CubeError> {
+        let prepared = self.profile.prepare(region, emitted, binding)?;
+        self.body(&prepared.spec, prepared.define)?;
+        Ok(prepared)
     }
 
     /// Buffers for the outputs of a region, not initialised.
@@ -229,7 +253,7 @@ impl<R: Runtime> CubeDevice<R> {
         self.launch(&spec, prepared.define, prepared.cubes, &bound, &indices, &prepared.scalars)?;
         for (o, partial) in &partials {
             let accumulate = args.accumulate.get(*o).copied().unwrap_or(false);
-            self.sum_columns(prepared, *o, partial, &outputs[*o], u32::from(accumulate))?;
+            self.sum_columns(prepared, *o, partial, &outputs[*o], accumulate)?;
         }
         Ok(())
     }
@@ -262,30 +286,13 @@ impl<R: Runtime> CubeDevice<R> {
         output: usize,
         partial: &Buffer,
         out: &Buffer,
-        accumulate: u32,
+        accumulate: bool,
     ) -> Result<(), CubeError> {
-        let slot = prepared.region.outputs[output].1.dtype;
-        let mut spec = Spec {
-            name: "column_sum".to_owned(),
-            hash: 0,
-            types: prepared.spec.types,
-            roundings: prepared.spec.roundings,
-            width: 1,
-            cube_dim: self.shape.map_units,
-            accumulate,
-            constants: [0; 2],
-            program: None,
-        };
-        spec.types[0] = prepared.spec.types[slot];
-        spec.roundings[0] = prepared.spec.roundings[slot];
-        let f32_type = StorageType::Scalar(ElemType::Float(FloatKind::F32));
-        let bound = [
-            Bound { handle: &partial.handle, len: partial.len, ty: Type::new(f32_type) },
-            Bound { handle: &out.handle, len: out.len, ty: Type::new(spec.types[0]) },
-        ];
+        let to = prepared.dtypes[prepared.region.inputs.len() + output];
+        let kernel = LibraryKernel::ColumnSum { to, accumulate };
+        let buffers = [self.bound(partial), self.bound(out)];
         let interior = out.len;
-        let cubes = interior.div_ceil(self.shape.map_units as usize).max(1);
-        self.launch(&spec, kernels::define_column_sum, cubes, &bound, &[interior, prepared.cubes], &[])
+        self.launch_units(kernel, interior, &buffers, &[interior, prepared.cubes], &[])
     }
 }
 

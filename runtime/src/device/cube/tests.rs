@@ -42,7 +42,7 @@ fn told(error: CubeError) -> String {
 }
 
 fn spec(device: &wgpu::Device, name: &str) -> Spec {
-    device.library_spec(name, &[], &[], [0; 2])
+    Spec { name: name.to_owned(), ..device.profile.library(&LibraryKernel::Factor) }
 }
 
 fn f32s(buffer: &Buffer, len: usize) -> Bound<'_> {
@@ -116,7 +116,7 @@ fn a_missing_argument_on_wgpu_is_refused() {
 fn too_large_a_grid_on_wgpu_is_refused() {
     let Some(device) = device("too_large_a_grid_on_wgpu_is_refused") else { return };
     let x = device.upload(DType::F32, &[0.0; 8]).unwrap();
-    let cubes = device.max_cubes() * (device.max_cubes() + 1);
+    let cubes = device.profile.max_cubes() * (device.profile.max_cubes() + 1);
     let refused = device.launch(&spec(device, "fill"), define_fill, cubes, &[f32s(&x, 8)], &[8], &[1.0]);
     let text = told(refused.unwrap_err());
     assert!(text.contains("`fill`") && text.contains("cubes along y"), "{text}");

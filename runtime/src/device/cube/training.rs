@@ -1,8 +1,8 @@
 //! Launches of a training step that belong to no operation of a model: copies, the start of a run, gradient norms, optimizers.
 
-use super::{Bound, Buffer, CubeDevice, CubeError, Spec};
+use super::{Bound, Buffer, CubeDevice, CubeError, LibraryKernel};
 use crate::device::{Update, mean};
-use crate::kernels::training::{self as kernels, REPORT, SQUARES_STRIDE};
+use crate::kernels::training::{REPORT, SQUARES_STRIDE};
 use crate::optim::{AdamWStep, SgdStep};
 use cubecl::ir::{ElemType, FloatKind, StorageType, Type, UIntKind};
 use cubecl::prelude::Runtime;
@@ -69,25 +69,19 @@ fn words(handle: &Handle, len: usize) -> Bound<'_> {
 }
 
 impl<R: Runtime> CubeDevice<R> {
-    fn training_spec(&self, name: &str, constant: bool) -> Spec {
-        self.library_spec(name, &[], &[], [usize::from(constant), 0])
-    }
-
     /// Copies `len` words within the device.
     pub(super) fn copy_words(&self, from: &Handle, to: &Handle, len: usize) -> Result<(), CubeError> {
-        let spec = self.training_spec("copy_words", false);
         let buffers = [words(from, len), words(to, len)];
-        self.launch_units(&spec, kernels::define_copy_words, len, &buffers, &[len], &[])
+        self.launch_units(LibraryKernel::CopyWords, len, &buffers, &[len], &[])
     }
 
     /// y = x or y += x, rounded to the type of y.
     pub(super) fn convert(&self, x: &Buffer, y: &Buffer, accumulate: bool) -> Result<(), CubeError> {
-        let mut spec = self.library_spec("convert", &[x.dtype, y.dtype], &[], [0; 2]);
-        spec.accumulate = u32::from(accumulate);
-        spec.width = self.width_of(x.len);
-        let (buffers, vectors) = ([x, y].map(|b| self.bound(b)), x.len / spec.width);
-        let buffers = buffers.map(|b| Bound { ty: b.ty.with_vector_size(spec.width), ..b });
-        self.launch_units(&spec, kernels::define_convert, vectors, &buffers, &[vectors], &[])
+        let width = self.width_of(x.len);
+        let kernel = LibraryKernel::Convert { types: [x.dtype, y.dtype], accumulate, width };
+        let (buffers, vectors) = ([x, y].map(|b| self.bound(b)), x.len / width);
+        let buffers = buffers.map(|b| Bound { ty: b.ty.with_vector_size(width), ..b });
+        self.launch_units(kernel, vectors, &buffers, &[vectors], &[])
     }
 
     /// Mean time of `repeats` launches between two waits, after one that may compile.
@@ -116,38 +110,35 @@ impl<R: Runtime> CubeDevice<R> {
 
     /// y = value.
     pub(super) fn fill(&self, y: &Buffer, value: f32) -> Result<(), CubeError> {
-        let mut spec = self.training_spec("fill", false);
-        spec.width = self.width_of(y.len);
-        let vectors = y.len / spec.width;
-        self.launch_units(&spec, kernels::define_fill, vectors, &[f32s(y, spec.width)], &[vectors], &[value])
+        let width = self.width_of(y.len);
+        let vectors = y.len / width;
+        self.launch_units(LibraryKernel::Fill { width }, vectors, &[f32s(y, width)], &[vectors], &[value])
     }
 
     /// The widest vectors that cut `len` elements without rest.
     fn width_of(&self, len: usize) -> usize {
         let fits = |w: &usize| len.is_multiple_of(*w);
-        (0..=self.shape.width.ilog2()).rev().map(|bits| 1 << bits).find(fits).unwrap_or(1)
+        (0..=self.profile.shape.width.ilog2()).rev().map(|bits| 1 << bits).find(fits).unwrap_or(1)
     }
 
     /// Sets the streams and the loss scale of a run.
     pub(super) fn start(&self, streams: &Streams, scale: &Buffer, start: Start) -> Result<(), CubeError> {
-        let spec = self.training_spec("start", false);
         let Streams { table, words: places, n } = streams;
         let buffers = [words(&table.handle, table.len), words(&places.handle, places.len), f32s(scale, 1)];
         let (low, high) = (start.step as u32 as usize, (start.step >> 32) as usize);
         let indices = [*n, low, high, start.part];
-        self.launch_units(&spec, kernels::define_start, *n, &buffers, &indices, &[start.loss_scale])
+        self.launch_units(LibraryKernel::Start, *n, &buffers, &indices, &[start.loss_scale])
     }
 
     /// Adds a micro-batch's loss and targets to the report.
     pub(super) fn collect(&self, [loss, count]: [&Buffer; 2], report: &Buffer, first: bool) -> Result<(), CubeError> {
-        let spec = self.training_spec("collect", first);
         let buffers = [loss, count, report].map(|b| f32s(b, 1));
-        self.launch_units(&spec, kernels::define_collect, 1, &buffers, &[], &[])
+        self.launch_units(LibraryKernel::Collect { first }, 1, &buffers, &[], &[])
     }
 
     /// Cubes that sum the squares of a range.
     fn squares_cubes(&self, range: &Range) -> usize {
-        let each = 4 * self.shape.row_units as usize;
+        let each = 4 * self.profile.shape.row_units as usize;
         range.grads.len.div_ceil(each).clamp(1, SQUARES_CUBES)
     }
 
@@ -158,13 +149,11 @@ impl<R: Runtime> CubeDevice<R> {
 
     /// Sums the squares of every range, each in parts; returns the number of places that hold parts.
     pub(super) fn squares(&self, ranges: &[Range], partial: &Buffer) -> Result<usize, CubeError> {
-        let mut spec = self.training_spec("squares", false);
-        spec.cube_dim = self.shape.row_units;
         let mut first = 0;
         for r in ranges {
             let cubes = self.squares_cubes(r);
             let buffers = [f32s(&r.grads, 1), f32s(partial, 1)];
-            self.launch(&spec, kernels::define_squares, cubes, &buffers, &[r.grads.len, first], &[])?;
+            self.launch_cubes(LibraryKernel::Squares, cubes, &buffers, &[r.grads.len, first], &[])?;
             first += cubes;
         }
         Ok(first)
@@ -178,17 +167,15 @@ impl<R: Runtime> CubeDevice<R> {
         report: &Buffer,
         close: Close,
     ) -> Result<(), CubeError> {
-        let mut spec = self.training_spec("close", close.skips_overflow);
-        spec.cube_dim = self.shape.row_units;
+        let kernel = LibraryKernel::Close { skips_overflow: close.skips_overflow };
         let buffers = [f32s(partial, 1), f32s(report, 1)];
         let scalars = [close.unscale, close.max_norm.unwrap_or(0.0)];
-        self.launch(&spec, kernels::define_close, 1, &buffers, &[places], &scalars)
+        self.launch_cubes(kernel, 1, &buffers, &[places], &scalars)
     }
 
     /// Sets the factor of the gradient by hand.
     pub(super) fn set_factor(&self, report: &Buffer, factor: f32) -> Result<(), CubeError> {
-        let spec = self.training_spec("factor", false);
-        self.launch_units(&spec, kernels::define_factor, 1, &[f32s(report, 1)], &[], &[factor])
+        self.launch_units(LibraryKernel::Factor, 1, &[f32s(report, 1)], &[], &[factor])
     }
 
     /// One optimizer step over a range, with the factor of the report.
@@ -199,21 +186,20 @@ impl<R: Runtime> CubeDevice<R> {
         buffers.extend(range.moments.iter().map(|m| f32s(m, width)));
         buffers.push(f32s(report, 1));
         let group = Update::group(range.decays);
-        let (mut spec, define, scalars): (Spec, super::DefineFn, Vec<f32>) = match update {
+        let (kernel, scalars) = match update {
             Update::AdamW(s) => {
                 let AdamWStep {
                     decay, one_minus_beta1, beta2, one_minus_beta2, step_size, inv_sqrt_bias2, eps, ..
                 } = s[group];
                 let scalars = vec![decay, one_minus_beta1, beta2, one_minus_beta2, step_size, inv_sqrt_bias2, eps];
-                (self.training_spec("adamw", false), kernels::define_adamw, scalars)
+                (LibraryKernel::AdamW { width }, scalars)
             }
             Update::Sgd(s) => {
                 let SgdStep { weight_decay, momentum, nesterov, lr, .. } = s[group];
-                (self.training_spec("sgd", nesterov), kernels::define_sgd, vec![weight_decay, momentum, lr])
+                (LibraryKernel::Sgd { nesterov, width }, vec![weight_decay, momentum, lr])
             }
         };
-        spec.width = width;
-        self.launch_units(&spec, define, vectors, &buffers, &[vectors], &scalars)
+        self.launch_units(kernel, vectors, &buffers, &[vectors], &scalars)
     }
 
     /// A report that says nothing yet.

@@ -1,6 +1,6 @@
 //! `dot_general`: any two-operand einsum. Offsets come from tables, so transposes and head layouts are absorbed and never copied.
 //!
-//! This form has no barrier, for devices on which those are dear; [`super::define_dot_tiled`] is the other. One unit computes a small tile of the result in registers, all of the contracted axes in order: the bits depend on sizes alone.
+//! This form has no barrier, for devices on which those are dear; [`super::define_dot_general_tiled`] is the other. One unit computes a small tile of the result in registers, all of the contracted axes in order: the bits depend on sizes alone.
 //! Sums are f32, in blocks of K whose totals are added, so that long sums keep their accuracy.
 
 use super::DOT_BLOCK;
@@ -110,7 +110,7 @@ fn dot(
 }
 
 /// Builds it: buffers a, b, table, c; batches, m, n, k. Slot 3 is what the sums are rounded to before they are stored.
-pub fn define_dot(builder: &mut KernelBuilder, spec: &Spec) {
+pub fn define_dot_general(builder: &mut KernelBuilder, spec: &Spec) {
     let a = arguments::input::<Vector<F0, N1>>(builder);
     let b = arguments::input::<Vector<F1, N1>>(builder);
     let table = arguments::words(builder);

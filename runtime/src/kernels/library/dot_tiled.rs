@@ -1,4 +1,4 @@
-//! `dot_general` through shared memory, for devices with fast barriers; offsets come from tables as in [`super::define_dot`].
+//! `dot_general` through shared memory, for devices with fast barriers; offsets come from tables as in [`super::define_dot_general`].
 //!
 //! A cube computes a square tile of the result: slices of both operands along the contracted axes go through shared memory, each unit keeps
 //! a small block of results in registers. Sums are f32, slice by slice, and the totals of slices are added, so that long sums keep their
@@ -137,7 +137,7 @@ fn dot_tiled(
 
 /// Builds it: buffers a, b, table, c; batches, m, n, k. Slot 3 is what the sums are rounded to before they are stored; the constants say which
 /// operand's neighbours lie along k.
-pub fn define_dot_tiled(builder: &mut KernelBuilder, spec: &Spec) {
+pub fn define_dot_general_tiled(builder: &mut KernelBuilder, spec: &Spec) {
     let a = arguments::input::<Vector<F0, N1>>(builder);
     let b = arguments::input::<Vector<F1, N1>>(builder);
     let table = arguments::words(builder);

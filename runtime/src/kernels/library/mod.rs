@@ -12,8 +12,8 @@ mod sort;
 mod window;
 
 pub use attention::{define_attention, define_attention_keys, define_attention_queries};
-pub use dot::define_dot;
-pub use dot_tiled::define_dot_tiled;
+pub use dot::define_dot_general;
+pub use dot_tiled::define_dot_general_tiled;
 pub use loss::{define_loss_gradient, define_loss_rows, define_loss_sum};
 pub use sort::define_sort_index;
 pub use window::define_window;

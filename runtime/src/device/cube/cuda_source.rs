@@ -1,0 +1,285 @@
+//! Kernels as CUDA C++, without a card, a driver or CubeCL's server. In: a region or a kernel of the library. Out: the code that CubeCL's
+//! compiler makes of it for a card, and the options that NVRTC is to be given with it.
+
+use super::{Arithmetic, Barriers, Binding, CubeError, DefineFn, LibraryKernel, Profile, Shape, Spec, profile};
+use crate::layer::KernelDef;
+use cubecl::Compiler;
+use cubecl::ir::features::Plane;
+use cubecl::ir::{
+    ContiguousElements, DeviceProperties, HardwareProperties, MatrixLayout, MemoryDeviceProperties, MmaProperties,
+    TargetProperties, VectorSize,
+};
+use cubecl::prelude::*;
+use cubecl::profile::TimingMethod;
+use cubecl_cpp::cuda::CudaDialect;
+use cubecl_cpp::cuda::mma::{CudaWmmaCompiler, contiguous_elements_cuda};
+use cubecl_cpp::shared::{CompilationOptions, CppCompiler, CppSupportedFeatures, SharedMemory};
+use cubecl_cpp::{Dialect, register_supported_types};
+use kiln_compiler::fuse::Region;
+use std::fmt;
+use std::sync::{Arc, Mutex, PoisonError};
+
+/// Launches on cards: four cubes for each of about a hundred multiprocessors share a sum over rows; 256 units fill one with eight cubes; 16
+/// bytes of f32 are the widest load.
+pub const CUDA_SHAPE: Shape =
+    Shape { map_units: 256, row_units: 256, column_cubes: 512, width: 4, barriers: Barriers::Cheap };
+
+/// CubeCL numbers temporary variables while it prints, with one counter for the process that each compilation sets back: two threads at once
+/// would use a number twice, and the same kernel would not have the same code.
+static COMPILING: Mutex<()> = Mutex::new(());
+
+/// What code is compiled for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Arch {
+    /// Ampere: A100.
+    Sm80,
+    /// Hopper: H100 and H200, with what only they have.
+    Sm90a,
+}
+
+impl Arch {
+    /// All of them.
+    pub const ALL: [Arch; 2] = [Arch::Sm80, Arch::Sm90a];
+
+    /// NVIDIA's name.
+    pub fn name(self) -> &'static str {
+        match self {
+            Arch::Sm80 => "sm_80",
+            Arch::Sm90a => "sm_90a",
+        }
+    }
+}
+
+impl fmt::Display for Arch {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+/// A kernel in CUDA C++.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CudaSource {
+    /// Its entry point.
+    pub name: String,
+    /// The whole translation unit.
+    pub code: String,
+    /// Units of a cube.
+    pub units: u32,
+    /// Lanes of its vectors.
+    pub width: usize,
+    /// Shared memory that a launch asks for; the code declares none of its own.
+    pub shared_bytes: usize,
+    /// How sums of products may be compiled.
+    pub arithmetic: Arithmetic,
+    /// What it is compiled for.
+    pub arch: Arch,
+}
+
+impl CudaSource {
+    /// Options of NVRTC beside the folders of its headers.
+    pub fn options(&self) -> Vec<String> {
+        let mut options = vec![format!("--gpu-architecture={}", self.arch)];
+        match self.arithmetic {
+            Arithmetic::AsWritten => options.push("--fmad=false".to_owned()),
+            Arithmetic::Contracted => {}
+        }
+        options
+    }
+}
+
+/// Makes CUDA C++ for one kind of card.
+#[derive(Clone)]
+pub struct CudaCompiler {
+    arch: Arch,
+    profile: Profile,
+}
+
+impl CudaCompiler {
+    /// For cards of `arch`.
+    pub fn new(arch: Arch) -> CudaCompiler {
+        CudaCompiler { arch, profile: Profile { shape: CUDA_SHAPE, properties: properties(arch), target } }
+    }
+
+    /// A region's kernel: `emitted`, or its program walked.
+    ///
+    /// # Errors
+    /// [`CubeError`] if kernels cannot express it.
+    pub fn region(
+        &self,
+        region: &Arc<Region>,
+        emitted: Option<&KernelDef>,
+        binding: &Binding<'_>,
+    ) -> Result<CudaSource, CubeError> {
+        let prepared = self.profile.prepare(region, emitted, binding)?;
+        let (spec, define) = prepared.kernel();
+        self.source(spec, define, Arithmetic::AsWritten)
+    }
+
+    /// A kernel of the library.
+    ///
+    /// # Errors
+    /// [`CubeError`] if CubeCL's compiler refuses it.
+    pub fn library(&self, kernel: &LibraryKernel) -> Result<CudaSource, CubeError> {
+        self.source(&self.profile.library(kernel), kernel.define(), kernel.arithmetic())
+    }
+
+    /// As CubeCL's server compiles a launch: with checks of bounds, and positions as u32.
+    fn source(&self, spec: &Spec, define: DefineFn, arithmetic: Arithmetic) -> Result<CudaSource, CubeError> {
+        let definition = self.profile.try_define(spec, define)?;
+        let address = profile::settings(spec).address_type.unsigned_type();
+        let mut compiler = CppCompiler::<CudaDialect<CudaWmmaCompiler>>::default();
+        let (code, shared_bytes) = {
+            let _one_at_a_time = COMPILING.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut kernel = compiler
+                .compile(definition, &options(self.arch), ExecutionMode::Checked, address)
+                .map_err(|e| CubeError::Build { kernel: spec.name.clone(), message: e.to_string() })?;
+            place_in_order(&mut kernel.body.shared_memories);
+            (kernel.to_string(), kernel.shared_memory_size())
+        };
+        Ok(CudaSource {
+            name: spec.name.clone(),
+            units: spec.cube_dim,
+            width: spec.width,
+            shared_bytes,
+            code: in_one_order(&code),
+            arithmetic,
+            arch: self.arch,
+        })
+    }
+}
+
+/// Lays shared memories one after the other by number; CubeCL does it in the order of a hash map. Those that share a place, since they never
+/// live at once, stay where they are.
+fn place_in_order<D: Dialect>(memories: &mut [SharedMemory<D>]) {
+    memories.sort_by_key(SharedMemory::offset);
+    if memories.windows(2).any(|pair| pair[0].offset() + pair[0].size() > pair[1].offset()) {
+        return;
+    }
+    memories.sort_by_key(|memory| match memory {
+        SharedMemory::Array { index, .. } | SharedMemory::Value { index, .. } => *index,
+    });
+    let mut end = 0;
+    for memory in memories {
+        let (size, align) = (memory.size(), memory.align());
+        let (SharedMemory::Array { offset, .. } | SharedMemory::Value { offset, .. }) = memory;
+        *offset = usize::next_multiple_of(end, align);
+        end = *offset + size;
+    }
+}
+
+/// The code with its declarations in one order: CubeCL writes vector types and variables in those of hash maps, others each time, and a cache
+/// of compiled kernels is keyed by their code.
+fn in_one_order(code: &str) -> String {
+    const BEGIN: &str = "\nstruct __align__(";
+    const END: &str = "\n};";
+    let types = || {
+        let (first, last) = (code.find(BEGIN)?, code.rfind(BEGIN)?);
+        Some((first, last + code[last..].find(END)? + END.len()))
+    };
+    let (first, end) = types().unwrap_or((0, 0));
+    let mut types: Vec<&str> = code[first..end].split_inclusive(END).collect();
+    types.sort_unstable();
+    let mut sorted = [&code[..first], &types.concat()].concat();
+    for run in code[end..].split_inclusive('\n').collect::<Vec<_>>().chunk_by(|a, b| declares(a) && declares(b)) {
+        let mut lines = run.to_vec();
+        lines.sort_unstable();
+        sorted.extend(lines);
+    }
+    sorted
+}
+
+/// Whether a line is `float_4 l_mut_7;`.
+fn declares(line: &str) -> bool {
+    let words: Vec<&str> = line.split_whitespace().collect();
+    matches!(words[..], [_, variable] if variable.starts_with("l_mut_") && variable.ends_with(';'))
+}
+
+/// What CubeCL's CUDA runtime tells its compiler about such a card.
+fn options(arch: Arch) -> CompilationOptions {
+    let is_hopper = arch == Arch::Sm90a;
+    CompilationOptions {
+        warp_size: 32,
+        supports_features: CppSupportedFeatures {
+            grid_constants: true,
+            clusters: is_hopper,
+            // Only where a kernel asks for it; none of Kiln's does.
+            fast_math: true,
+            fast_tanh: true,
+            elect_sync: is_hopper,
+        },
+    }
+}
+
+/// What CubeCL's CUDA runtime reads from the driver of such a card and then registers, but for tensor cores and the copy engine, which no
+/// kernel of Kiln uses through CubeCL.
+fn properties(arch: Arch) -> DeviceProperties {
+    // The smaller card of each kind: 40 GB and 80 GB, a quarter of which is CubeCL's largest page.
+    let (processors, memory) = match arch {
+        Arch::Sm80 => (108, 40 << 30),
+        Arch::Sm90a => (132, 80 << 30),
+    };
+    let hardware = HardwareProperties {
+        load_width: 128,
+        plane_size_min: 32,
+        plane_size_max: 32,
+        max_bindings: 1024,
+        // What every card gives to a launch that asks for nothing special.
+        max_shared_memory_size: 48 << 10,
+        max_cube_count: (i32::MAX as u32, u32::from(u16::MAX), u32::from(u16::MAX)),
+        max_units_per_cube: 1024,
+        max_cube_dim: (1024, 1024, 64),
+        num_streaming_multiprocessors: Some(processors),
+        num_tensor_cores: Some(4),
+        min_tensor_cores_dim: Some(8),
+        num_cpu_cores: None,
+        max_vector_size: VectorSize::MAX,
+    };
+    let memory = MemoryDeviceProperties { max_page_size: memory / 4, alignment: 512 };
+    let mut properties = DeviceProperties::new(Default::default(), memory, hardware, TimingMethod::System);
+    register_supported_types(&mut properties);
+    let features = &mut properties.features;
+    features.memory_reinterpret = true;
+    features.alignment = true;
+    features.copy_async = true;
+    features.cube_cluster = arch == Arch::Sm90a;
+    features.plane.insert(Plane::Sync);
+    features.plane.insert(Plane::Ops);
+    features.plane.insert(Plane::NonUniformControlFlow);
+    properties
+}
+
+/// Layouts of matrix fragments, as in CubeCL's CUDA runtime.
+fn target() -> TargetProperties {
+    TargetProperties {
+        mma: MmaProperties {
+            register_size_bits: 32,
+            const_plane_size: 32,
+            register_layout_a: MatrixLayout::RowMajor,
+            register_layout_b: MatrixLayout::ColMajor,
+            register_layout_acc: MatrixLayout::RowMajor,
+            register_duplication_a: 1,
+            register_duplication_b: 1,
+            register_duplication_acc: 1,
+            contiguous_elements: ContiguousElements::new(contiguous_elements_cuda),
+        },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn declarations_have_one_order() {
+        let types = ["\nstruct __align__(8) b_2 {\n    b i_0;\n};", "\nstruct __align__(4) a_4 {\n    a i_0;\n};"];
+        let variables = ["float l_mut_9;\n", "bool l_mut_1;\n"];
+        let code = |types: [&str; 2], variables: [&str; 2]| {
+            let body = "\nstruct info_st {\n};\nvoid k() {\n";
+            [&types.concat(), body, &variables.concat(), "l_mut_9 = 1;\nl_mut_1 = true;\n}"].concat()
+        };
+        let sorted = code([types[1], types[0]], [variables[1], variables[0]]);
+        assert_eq!(in_one_order(&code(types, variables)), sorted);
+        assert_eq!(in_one_order(&sorted), sorted);
+        assert_eq!(in_one_order("void k() {\n}"), "void k() {\n}");
+    }
+}

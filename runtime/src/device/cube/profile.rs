@@ -1,0 +1,82 @@
+//! What the code of kernels depends on, on one kind of device: launch shapes, properties, the target of CubeCL's expansion. It needs no
+//! open device, so code can be made, read and compiled for a card that is not there.
+
+use super::{CubeError, DefineFn, Shape, Spec};
+use crate::kernels::{self, Rounding};
+use cubecl::ir::{DeviceProperties, ElemType, FloatKind, IntKind, StorageType, TargetProperties, UIntKind};
+use cubecl::prelude::*;
+use kiln_compiler::ir::DType;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+/// A kind of device.
+#[derive(Clone)]
+pub struct Profile {
+    pub(super) shape: Shape,
+    pub(super) properties: DeviceProperties,
+    /// CubeCL's value cannot be shared by threads.
+    pub(super) target: fn() -> TargetProperties,
+}
+
+impl Profile {
+    /// How it stores an element type: as it is, or wider where it has no such storage.
+    pub fn storage(&self, dtype: DType) -> StorageType {
+        let wanted = match dtype {
+            DType::F32 => FloatKind::F32,
+            DType::Bf16 => FloatKind::BF16,
+            DType::F16 => FloatKind::F16,
+            DType::I32 => return StorageType::Scalar(ElemType::Int(IntKind::I32)),
+            DType::Bool => return StorageType::Scalar(ElemType::UInt(UIntKind::U32)),
+            DType::Compute | DType::Sub(_) => panic!("{dtype} is resolved when a model is linked"),
+        };
+        let native = StorageType::Scalar(ElemType::Float(wanted));
+        if self.properties.supports_type(native) {
+            return native;
+        }
+        StorageType::Scalar(ElemType::Float(FloatKind::F32))
+    }
+
+    /// Most cubes along the first dimension of a grid.
+    pub(super) fn max_cubes(&self) -> usize {
+        self.properties.hardware.max_cube_count.0 as usize
+    }
+
+    /// The kernel in CubeCL's IR.
+    pub(super) fn define(&self, spec: &Spec, define: DefineFn) -> KernelDefinition {
+        let settings = settings(spec);
+        let mut builder = KernelBuilder::default();
+        builder.runtime_properties((self.target)());
+        builder.device_properties(&self.properties);
+        kernels::register(&mut builder.scope, &spec.types, spec.width);
+        settings.address_type.register(&mut builder.scope);
+        define(&mut builder, spec);
+        builder.build(settings)
+    }
+
+    /// As [`Profile::define`], where a panic of the body can be told: on a server's thread it would only skip the launch.
+    ///
+    /// # Errors
+    /// [`CubeError::Build`] with the panic's words.
+    pub(super) fn try_define(&self, spec: &Spec, define: DefineFn) -> Result<KernelDefinition, CubeError> {
+        let built = catch_unwind(AssertUnwindSafe(|| self.define(spec, define)));
+        built.map_err(|panic| {
+            let text = panic.downcast_ref::<String>().cloned();
+            let text = text.or_else(|| panic.downcast_ref::<&str>().map(|s| (*s).to_owned()));
+            CubeError::Build { kernel: spec.name.clone(), message: text.unwrap_or_default() }
+        })
+    }
+}
+
+/// Name and cube of a kernel; positions and lengths are u32 everywhere.
+pub(super) fn settings(spec: &Spec) -> KernelSettings {
+    KernelSettings::default().kernel_name(&spec.name).cube_dim(CubeDim::new_1d(spec.cube_dim))
+}
+
+/// What values of a type are rounded to before they are stored.
+pub(super) fn rounding(dtype: DType) -> Rounding {
+    match dtype {
+        DType::F32 | DType::I32 | DType::Bool => Rounding::None,
+        DType::Bf16 => Rounding::Bf16,
+        DType::F16 => Rounding::F16,
+        DType::Compute | DType::Sub(_) => panic!("{dtype} is resolved when a model is linked"),
+    }
+}
