@@ -4,6 +4,7 @@ pub mod book;
 pub mod folders;
 pub mod markdown;
 pub mod models;
+pub mod nvrtc;
 pub mod peers;
 pub mod programs;
 pub mod regions;

@@ -3,6 +3,7 @@
 use std::env;
 use std::fs::OpenOptions;
 use std::io::Write;
+use std::path::PathBuf;
 
 /// Records that the running case is skipped.
 pub fn skip(case: &str, reason: &str) {
@@ -22,4 +23,10 @@ pub fn no_wgpu() -> Option<String> {
 /// Why this machine has no CUDA device, where `cargo xtask test` found out.
 pub fn no_cuda() -> Option<String> {
     env::var("KILN_NO_CUDA").ok()
+}
+
+/// The folder of NVRTC, or why there is none; `cargo xtask test` unpacks it.
+pub fn nvrtc() -> Result<PathBuf, String> {
+    let absent = || "no NVRTC: `cargo xtask test --tier cuda-compile` unpacks it".to_owned();
+    env::var_os("KILN_NVRTC").map(PathBuf::from).ok_or_else(|| env::var("KILN_NO_NVRTC").unwrap_or_else(|_| absent()))
 }

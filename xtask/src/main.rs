@@ -3,6 +3,7 @@
 mod book;
 mod gpu;
 mod mutants;
+mod nvrtc;
 mod peers;
 mod report;
 mod tiers;

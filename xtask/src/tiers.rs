@@ -1,7 +1,7 @@
 //! The tiers of tests: which cargo commands each consists of, how they are run, counted and printed.
 
 use crate::report::{Counts, listed};
-use crate::{peers, vulkan, workspace};
+use crate::{nvrtc, peers, vulkan, workspace};
 use std::fs;
 use std::io::{BufRead, BufReader};
 use std::process::{Command, Stdio};
@@ -31,6 +31,9 @@ pub struct Tier {
 /// Every package but the macros: as a test target their dependencies would add features to crates that wgpu builds on, and cargo
 /// would build wgpu once with and once without them.
 const OF_THE_WORKSPACE: [&str; 3] = ["--workspace", "--exclude", "kiln-macros"];
+
+/// Its NVRTC is unpacked when it runs.
+const CUDA_COMPILE: &str = "cuda-compile";
 
 /// All tiers, cheapest answers first.
 pub const TIERS: &[Tier] = &[
@@ -64,6 +67,11 @@ pub const TIERS: &[Tier] = &[
         name: "differential",
         question: "do the host and wgpu compute what the interpreter computes?",
         commands: &[&["--test", "kernels", "--test", "registered", "--test", "library"]],
+    },
+    Tier {
+        name: CUDA_COMPILE,
+        question: "does every kernel compile for CUDA cards, and without spills?",
+        commands: &[&["--test", "nvrtc"]],
     },
     Tier {
         name: "plan",
@@ -141,13 +149,16 @@ pub fn run(options: &Options) -> Result<bool, String> {
 struct Machine {
     no_wgpu: Option<String>,
     no_cuda: Option<String>,
+    no_nvrtc: Option<String>,
 }
 
 impl Machine {
     fn probe(may_install: bool) -> Machine {
         let has_card = std::path::Path::new("/proc/driver/nvidia").exists();
-        let no_cuda = (!has_card).then(|| "no CUDA card; the CUDA device is compiled only".to_owned());
-        Machine { no_wgpu: vulkan::prepare(may_install), no_cuda }
+        let no_cuda = (!has_card).then(|| "no CUDA card: kernels are compiled for it, none is run".to_owned());
+        let no_nvrtc =
+            nvrtc::installed().is_none().then(|| "no NVRTC yet; the tier unpacks it when it runs".to_owned());
+        Machine { no_wgpu: vulkan::prepare(may_install), no_cuda, no_nvrtc }
     }
 
     /// Why a case cannot run here; cases say in their names which device they need.
@@ -156,6 +167,7 @@ impl Machine {
         match () {
             () if needs("wgpu") => self.no_wgpu.as_deref(),
             () if needs("cuda") => self.no_cuda.as_deref(),
+            () if needs("nvrtc") => self.no_nvrtc.as_deref(),
             () => None,
         }
     }
@@ -209,6 +221,12 @@ fn execute(tier: &Tier, machine: &Machine, options: &Options) -> Result<Counts, 
         if options.fresh && tier.name == "peers" {
             let fresh = peers::compute()?;
             command.env("KILN_PEERS_VALUES", fresh.values).env("KILN_PEERS_PYTHON", fresh.python);
+        }
+        if tier.name == CUDA_COMPILE {
+            match nvrtc::prepare() {
+                Ok(folder) => command.env("KILN_NVRTC", folder),
+                Err(reason) => command.env("KILN_NO_NVRTC", reason),
+            };
         }
         let (output, success) = stream(command)?;
         let mut one = Counts::of_run(&output);
