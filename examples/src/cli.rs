@@ -39,7 +39,7 @@ pub struct KernelsArgs {
     /// Compile every kernel of a run of `train` with the same flags, so that its first step does not wait for them
     #[arg(long, conflicts_with = "show")]
     pub warm: bool,
-    /// Print a kernel: its region, and the function that its macro wrote
+    /// Print a kernel: its region, the function that its macro wrote, and the CUDA C++ that CubeCL makes of it
     #[arg(long, value_name = "NAME")]
     pub show: Option<String>,
     /// The run whose kernels are compiled.

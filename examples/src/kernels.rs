@@ -45,6 +45,24 @@ fn show(name: &str) -> Result<(), Failure> {
     print_line(&case.region.to_string());
     print_line("// ---- kernel: what the macro wrote for CubeCL\n");
     print_line(&source(case).map_err(unusable)?);
+    generated(case).map_err(unusable)
+}
+
+/// What CubeCL makes of it for a card, in f32 at sizes that take vectors.
+#[cfg(any(feature = "wgpu", feature = "cuda"))]
+fn generated(case: &KernelCase) -> Result<(), String> {
+    use kiln::DType;
+    use kiln::check::kernels::Extents;
+    use kiln::device::cube::{Arch, CudaCompiler};
+
+    let source = case.cuda(&CudaCompiler::new(Arch::Sm90a), Extents::Wide, DType::F32).map_err(|e| e.to_string())?;
+    print_line(&format!("// ---- CUDA C++ for {}: what NVRTC compiles\n", source.arch));
+    print_line(&source.code);
+    Ok(())
+}
+
+#[cfg(not(any(feature = "wgpu", feature = "cuda")))]
+fn generated(_: &KernelCase) -> Result<(), String> {
     Ok(())
 }
 
