@@ -297,6 +297,7 @@ impl Target {
     ///
     /// # Errors
     /// [`DeviceError`] if the device cannot hold both pieces, or fails.
+    #[cfg(any(feature = "wgpu", feature = "cuda"))]
     pub fn time_copy(&self, elements: usize, repeats: usize) -> Result<Option<Duration>, DeviceError> {
         match self {
             Target::Host => Ok(None),
