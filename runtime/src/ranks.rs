@@ -175,12 +175,12 @@ impl Ranks {
         pass: usize,
         loss_scale: f32,
     ) -> Result<Sums, DeviceError> {
-        let (mesh, accumulate, parts) = (self.mesh, self.accumulate, self.parts_of(pass));
+        let (mesh, accumulate, parts) = (self.mesh, self.accumulate, self.parts_of(step, pass, loss_scale));
         let sums = self.try_each(|i, r| {
             let mut sums = Sums::default();
             for micro in 0..accumulate {
-                let (micro, part) = parts.write(mode, inputs, micro, i, r)?;
-                r.engine.run(mode, Run { step, micro, part, loss_scale })?;
+                let run = parts.write(mode, inputs, micro, i, r)?;
+                r.engine.run(mode, run)?;
                 sums.loss += f64::from(r.engine.output_scalar(mode, 0)?);
                 sums.count += f64::from(r.engine.output_scalar(mode, 1)?);
             }
@@ -190,8 +190,8 @@ impl Ranks {
         Ok(of_data.fold(Sums::default(), |a, b| Sums { loss: a.loss + b.loss, count: a.count + b.count }))
     }
 
-    fn parts_of(&self, pass: usize) -> Parts {
-        Parts { mesh: self.mesh, accumulate: self.accumulate, pass }
+    fn parts_of(&self, step: u64, pass: usize, loss_scale: f32) -> Parts {
+        Parts { mesh: self.mesh, accumulate: self.accumulate, step, pass, loss_scale }
     }
 
     /// Sums the gradients over data ranks, once after the last run of a step.
@@ -252,10 +252,10 @@ impl Ranks {
     /// # Errors
     /// [`DeviceError`] if the device fails.
     pub fn submit(&mut self, inputs: &[HostInput<'_>], step: u64, end: &StepEnd) -> Result<(), DeviceError> {
-        let (parts, loss_scale) = (self.parts_of(0), end.loss_scale);
+        let parts = self.parts_of(step, 0, end.loss_scale);
         for micro in 0..self.accumulate {
-            let (micro, part) = parts.write(Mode::Train, inputs, micro, 0, &mut self.all[0])?;
-            self.all[0].engine.run(Mode::Train, Run { step, micro, part, loss_scale })?;
+            let run = parts.write(Mode::Train, inputs, micro, 0, &mut self.all[0])?;
+            self.all[0].engine.run(Mode::Train, run)?;
             self.queue().collect(micro == 0)?;
         }
         self.queue().end_step(end)
@@ -290,12 +290,12 @@ impl Ranks {
         pass: usize,
         loss_scale: f32,
     ) -> Result<Option<(usize, String)>, DeviceError> {
-        let parts = self.parts_of(pass);
+        let parts = self.parts_of(step, pass, loss_scale);
         for micro in 0..self.accumulate {
             // All ranks run all steps, or those that find nothing would wait at a collective for the one that did.
             let found = self.try_each(|i, r| {
-                let (micro, part) = parts.write(mode, inputs, micro, i, r)?;
-                r.engine.device_mut().first_non_finite(mode, Run { step, micro, part, loss_scale })
+                let run = parts.write(mode, inputs, micro, i, r)?;
+                r.engine.device_mut().first_non_finite(mode, run)
             })?;
             if let Some(first) = found.into_iter().flatten().min_by_key(|(step, _)| *step) {
                 return Ok(Some(first));
@@ -346,11 +346,13 @@ impl Ranks {
 struct Parts {
     mesh: Mesh,
     accumulate: usize,
+    step: u64,
     pass: usize,
+    loss_scale: f32,
 }
 
 impl Parts {
-    /// Writes rank `i`'s part of micro-batch `micro` into its engine; returns micro-batch and part as the whole step counts them.
+    /// Writes rank `i`'s part of micro-batch `micro` into its engine; returns the run, counted as the whole step counts.
     fn write(
         self,
         mode: Mode,
@@ -358,12 +360,13 @@ impl Parts {
         micro: usize,
         i: usize,
         rank: &mut Rank,
-    ) -> Result<(usize, usize), DeviceError> {
+    ) -> Result<Run, DeviceError> {
         let parts = self.mesh.data * self.accumulate;
         let part = micro * self.mesh.data + i / self.mesh.tensor;
         let slices: Vec<HostInput<'_>> = inputs.iter().map(|x| x.part(part, parts)).collect();
         rank.engine.write_inputs(mode, &slices)?;
-        Ok((self.pass * self.accumulate + micro, self.pass * parts + part))
+        let Parts { step, pass, loss_scale, .. } = self;
+        Ok(Run { step, micro: pass * self.accumulate + micro, part: pass * parts + part, loss_scale })
     }
 }
 

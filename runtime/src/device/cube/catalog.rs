@@ -6,8 +6,6 @@
 use super::profile::rounding;
 use super::{DefineFn, Profile, Spec};
 use crate::kernels::{Rounding, define_column_sum, library, training};
-use cubecl::ir::{ElemType, FloatKind, StorageType};
-use kiln_compiler::fuse::kernel::MAX_DTYPES;
 use kiln_compiler::ir::DType;
 use std::fmt;
 use std::slice::from_ref;
@@ -303,21 +301,8 @@ impl Profile {
             Units::Row => self.shape.row_units,
             Units::Square => (self.square_side() * self.square_side()) as u32,
         };
-        let mut spec = Spec {
-            name: name.to_owned(),
-            hash: 0,
-            types: [StorageType::Scalar(ElemType::Float(FloatKind::F32)); MAX_DTYPES],
-            roundings: [Rounding::None; MAX_DTYPES],
-            width,
-            cube_dim,
-            accumulate: u32::from(accumulate),
-            constants,
-            program: None,
-        };
-        for (slot, &dtype) in types.iter().enumerate() {
-            spec.types[slot] = self.storage(dtype);
-            spec.roundings[slot] = rounding(dtype);
-        }
+        let mut spec =
+            Spec { width, cube_dim, accumulate: u32::from(accumulate), constants, ..self.spec(name.to_owned(), types) };
         for (i, round) in rounds.iter().enumerate() {
             spec.roundings[types.len() + i] = round.map_or(Rounding::None, rounding);
         }

@@ -1,12 +1,14 @@
-//! Launches of library operations: plans built once from shapes, whose runs enqueue one launch or a few and allocate scratch from the pool.
+//! Launches of library operations: plans built once from shapes, whose runs enqueue one launch or a few and take
+//! scratch where the caller says.
 //!
 //! In: axes, sizes and element types. Out: results with the bits that sizes alone determine. Never waits for the device.
 
+use super::profile::U32;
 use super::scratch::Scratch;
 use super::{Barriers, Bound, Buffer, CubeDevice, CubeError, Handle, LibraryKernel};
 use crate::kernels::library::DOT_BLOCK;
 use crate::plan::arena::align;
-use cubecl::ir::{ElemType, IntKind, StorageType, Type, UIntKind};
+use cubecl::ir::Type;
 use cubecl::prelude::*;
 use kiln_compiler::ir::{Axis, DType, Sizes};
 
@@ -184,9 +186,6 @@ impl Window {
         }
     }
 }
-
-const I32: StorageType = StorageType::Scalar(ElemType::Int(IntKind::I32));
-const U32: StorageType = StorageType::Scalar(ElemType::UInt(UIntKind::U32));
 
 impl<R: Runtime> CubeDevice<R> {
     pub(super) fn bound<'a>(&self, buffer: &'a Buffer) -> Bound<'a> {
@@ -414,7 +413,7 @@ impl<R: Runtime> CubeDevice<R> {
     /// [`CubeError`] if the launch is refused.
     pub fn sort_index(&self, ids: &Buffer, bins: usize, results: [&Buffer; 3]) -> Result<(), CubeError> {
         let integers = |b: &'_ Buffer| b.dtype == DType::I32;
-        debug_assert!(integers(ids) && results.iter().all(|b| integers(b)), "positions are {I32:?}");
+        debug_assert!(integers(ids) && results.iter().all(|b| integers(b)), "positions are {}", DType::I32);
         let [order, starts, ends] = results;
         let buffers = [ids, order, starts, ends].map(|b| self.bound(b));
         self.launch_units(LibraryKernel::SortIndex, bins, &buffers, &[ids.len, bins], &[])

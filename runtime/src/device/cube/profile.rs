@@ -5,8 +5,14 @@ use super::{CubeError, DefineFn, Shape, Spec};
 use crate::kernels::{self, Rounding};
 use cubecl::ir::{DeviceProperties, ElemType, FloatKind, IntKind, StorageType, TargetProperties, UIntKind};
 use cubecl::prelude::*;
+use kiln_compiler::fuse::kernel::MAX_DTYPES;
 use kiln_compiler::ir::DType;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+
+/// Masters, sums, reports.
+pub(super) const F32: StorageType = StorageType::Scalar(ElemType::Float(FloatKind::F32));
+/// Words: tables, places of random streams, copies.
+pub(super) const U32: StorageType = StorageType::Scalar(ElemType::UInt(UIntKind::U32));
 
 /// A kind of device.
 #[derive(Clone)]
@@ -25,14 +31,34 @@ impl Profile {
             DType::Bf16 => FloatKind::BF16,
             DType::F16 => FloatKind::F16,
             DType::I32 => return StorageType::Scalar(ElemType::Int(IntKind::I32)),
-            DType::Bool => return StorageType::Scalar(ElemType::UInt(UIntKind::U32)),
+            DType::Bool => return U32,
             DType::Compute | DType::Sub(_) => panic!("{dtype} is resolved when a model is linked"),
         };
         let native = StorageType::Scalar(ElemType::Float(wanted));
         if self.properties.supports_type(native) {
             return native;
         }
-        StorageType::Scalar(ElemType::Float(FloatKind::F32))
+        F32
+    }
+
+    /// The key of a map over slots of these types, one lane at a time; callers say where theirs differs.
+    pub(super) fn spec(&self, name: String, types: &[DType]) -> Spec {
+        let mut spec = Spec {
+            name,
+            hash: 0,
+            types: [F32; MAX_DTYPES],
+            roundings: [Rounding::None; MAX_DTYPES],
+            width: 1,
+            cube_dim: self.shape.map_units,
+            accumulate: 0,
+            constants: [0; 2],
+            program: None,
+        };
+        for (slot, &dtype) in types.iter().enumerate() {
+            spec.types[slot] = self.storage(dtype);
+            spec.roundings[slot] = rounding(dtype);
+        }
+        spec
     }
 
     /// Most cubes along the first dimension of a grid.

@@ -1,14 +1,14 @@
 //! Regions: what a fused region needs for a launch is worked out once ([`Prepared`]), then launched over buffers.
 
-use super::profile::rounding;
+use super::profile::{F32, U32};
 use super::scratch::Scratch;
 use super::{Bound, Buffer, CubeDevice, CubeError, DefineFn, LibraryKernel, Profile, Program, Spec};
-use crate::kernels::{self, Rounding};
+use crate::kernels;
 use crate::layer::KernelDef;
 use crate::plan::arena::align;
-use cubecl::ir::{ElemType, FloatKind, StorageType, Type, UIntKind};
+use cubecl::ir::Type;
 use cubecl::prelude::*;
-use kiln_compiler::fuse::kernel::{Kernel, MAX_DTYPES};
+use kiln_compiler::fuse::kernel::Kernel;
 use kiln_compiler::fuse::{BufferArg, Index, IndexArg, Region, ScalarArg};
 use kiln_compiler::ir::{Attr, Axis, DType, Sizes};
 use std::sync::Arc;
@@ -65,6 +65,7 @@ pub struct Prepared {
     /// For each domain axis this rank's part.
     parts: Vec<Part>,
     sizes: Sizes,
+    indices: Vec<usize>,
     scalars: Vec<f32>,
     cubes: usize,
     /// Element types of inputs, then of outputs.
@@ -124,28 +125,13 @@ impl Profile {
             .find(|w| program.accepts_width(*w, &extents, region.rows))
             .unwrap_or(1);
         let (cube_dim, cubes) = self.grid(region, &extents, width);
-        let f32_type = StorageType::Scalar(ElemType::Float(FloatKind::F32));
-        let mut spec = Spec {
-            name,
-            hash,
-            types: [f32_type; MAX_DTYPES],
-            roundings: [Rounding::None; MAX_DTYPES],
-            width,
-            cube_dim,
-            accumulate: 0,
-            constants: [0; 2],
-            program: walked,
-        };
-        for (slot, &dtype) in dtypes.iter().enumerate() {
-            spec.types[slot] = self.storage(dtype);
-            spec.roundings[slot] = rounding(dtype);
-        }
+        let spec = Spec { hash, width, cube_dim, program: walked, ..self.spec(name, &dtypes) };
         let stored = region.layouts().map(|l| dtypes[l.dtype]).collect();
         let whole = |a: &Axis| Part { offset: 0, whole: sizes.of(*a) };
         let parts = region.domain.iter().map(|a| (binding.part)(*a).unwrap_or_else(|| whole(a))).collect();
         let bind = |s| bind_scalar(&spec.name, s, binding);
         let scalars = region.scalars.iter().map(bind).collect::<Result<Vec<f32>, CubeError>>()?;
-        Ok(Prepared {
+        let mut prepared = Prepared {
             region: region.clone(),
             kernel: program,
             spec,
@@ -153,10 +139,13 @@ impl Profile {
             extents,
             parts,
             sizes: sizes.clone(),
+            indices: Vec::new(),
             scalars,
             cubes,
             dtypes: stored,
-        })
+        };
+        prepared.indices = prepared.index_arguments();
+        Ok(prepared)
     }
 
     /// Units per cube and number of cubes.
@@ -243,14 +232,13 @@ impl<R: Runtime> CubeDevice<R> {
             };
             let storage = match (buffer.dtype, arg) {
                 (Some(slot), _) => prepared.spec.types[slot],
-                (None, BufferArg::Random) => StorageType::Scalar(ElemType::UInt(UIntKind::U32)),
-                (None, _) => StorageType::Scalar(ElemType::Float(FloatKind::F32)),
+                (None, BufferArg::Random) => U32,
+                (None, _) => F32,
             };
             let width = if buffer.vector { prepared.spec.width } else { 1 };
             bound.push(Bound { handle, len, ty: Type::new(storage).with_vector_size(width) });
         }
-        let indices = prepared.indices();
-        self.launch(&spec, prepared.define, prepared.cubes, &bound, &indices, &prepared.scalars)?;
+        self.launch(&spec, prepared.define, prepared.cubes, &bound, &prepared.indices, &prepared.scalars)?;
         for (o, partial) in &partials {
             let accumulate = args.accumulate.get(*o).copied().unwrap_or(false);
             self.sum_columns(prepared, *o, partial, &outputs[*o], accumulate)?;
@@ -298,7 +286,7 @@ impl<R: Runtime> CubeDevice<R> {
 
 impl Prepared {
     /// The integer arguments, in the order of the ABI.
-    fn indices(&self) -> Vec<usize> {
+    fn index_arguments(&self) -> Vec<usize> {
         let region = &self.region;
         let value = |arg: IndexArg| match arg {
             IndexArg::Extent(a) => self.extents[a],

@@ -4,13 +4,13 @@ use super::arena::Arena;
 use super::library::{Attention, Dot, DotTables, Loss, Window};
 use super::region::{Binding, Part, Prepared, RegionArgs, StreamState};
 use super::scratch::Scratch;
-use super::training::{Close, Range, Start, Streams};
+use super::training::{Range, Streams};
 use super::{Buffer, CubeDevice, CubeError};
 use crate::device::{Copied, Device, DeviceError, Queue, Report, StepEnd, Update};
 use crate::exec::comm::Member;
 use crate::exec::inspect::Inspection;
 use crate::exec::{HostInput, Job, Mode, Placed, Run, Slot};
-use crate::kernels::training::{SQUARES_STRIDE, START_WORDS};
+use crate::kernels::training::{SQUARES_STRIDE, START_WORDS, report};
 use crate::plan::arena::align;
 use crate::plan::{self, Plan, Step, Work, Write};
 use crate::user_op;
@@ -164,10 +164,9 @@ impl<R: Runtime> Schedule<R> {
 
     fn start(&self, mode: Mode, run: Run) -> Result<(), DeviceError> {
         let program = self.program(mode);
-        let Run { step, part, loss_scale, .. } = run;
         match &program.streams {
-            Some(streams) => self.device.start(streams, &program.loss_scale, Start { step, part, loss_scale }),
-            None => self.device.fill(&program.loss_scale, loss_scale),
+            Some(streams) => self.device.start(streams, &program.loss_scale, run),
+            None => self.device.fill(&program.loss_scale, run.loss_scale),
         }
         .map_err(failure)
     }
@@ -210,7 +209,21 @@ impl<R: Runtime> Schedule<R> {
 
     fn optimize(&self, update: &Update) -> Result<(), CubeError> {
         self.ranges.iter().try_for_each(|r| self.device.optimize(r, &self.report, update))?;
+        self.cast_shadows()
+    }
+
+    fn cast_shadows(&self) -> Result<(), CubeError> {
         self.shadows.iter().try_for_each(|(master, shadow)| self.device.convert(master, shadow, false))
+    }
+
+    /// Launches of a plan with their steps, in order.
+    fn launches(&self, mode: Mode) -> impl Iterator<Item = (&Launch, &Step)> {
+        self.program(mode).launches.iter().zip(&self.placed.plan(mode).steps)
+    }
+
+    /// Words that a tensor fills.
+    fn words(&self, slot: Slot) -> usize {
+        (slot.elements * self.device.storage(slot.dtype).size()).div_ceil(size_of::<u32>())
     }
 }
 
@@ -236,8 +249,7 @@ impl<R: Runtime> Device for Schedule<R> {
         };
         let sent = self.device.upload(to.dtype, &wide).map_err(failure)?;
         let buffer = self.arena.buffer(&self.device, to);
-        let words = (to.elements * self.device.storage(to.dtype).size()).div_ceil(size_of::<u32>());
-        self.device.copy_words(&sent.handle, &buffer.handle, words).map_err(failure)
+        self.device.copy_words(&sent.handle, &buffer.handle, self.words(to)).map_err(failure)
     }
 
     fn read(&self, from: Slot, out: &mut [f32]) -> Result<(), DeviceError> {
@@ -249,8 +261,7 @@ impl<R: Runtime> Device for Schedule<R> {
 
     fn run(&mut self, mode: Mode, run: Run) -> Result<(), DeviceError> {
         self.start(mode, run)?;
-        let steps = &self.placed.plan(mode).steps;
-        for (launch, step) in self.program(mode).launches.iter().zip(steps) {
+        for (launch, step) in self.launches(mode) {
             self.launch(launch, run.micro).map_err(|e| at(step, e))?;
         }
         Ok(())
@@ -260,7 +271,7 @@ impl<R: Runtime> Device for Schedule<R> {
         self.start(mode, run)?;
         let plan = self.placed.plan(mode);
         let mut found = None;
-        for (i, (launch, step)) in self.program(mode).launches.iter().zip(&plan.steps).enumerate() {
+        for (i, (launch, step)) in self.launches(mode).enumerate() {
             self.launch(launch, run.micro).map_err(|e| at(step, e))?;
             for (buffer, &id) in launch.outputs.iter().zip(&step.outputs) {
                 if found.is_none() && buffer.dtype.is_float() {
@@ -274,8 +285,7 @@ impl<R: Runtime> Device for Schedule<R> {
     }
 
     fn write_shadows(&mut self) -> Result<(), DeviceError> {
-        let mut shadows = self.shadows.iter();
-        shadows.try_for_each(|(master, shadow)| self.device.convert(master, shadow, false).map_err(failure))
+        self.cast_shadows().map_err(failure)
     }
 
     fn gradient_squares(&mut self) -> Result<(f64, f64), DeviceError> {
@@ -317,18 +327,16 @@ impl<R: Runtime> Device for Schedule<R> {
         let all = modes.iter().map(|&m| self.program(m).launches.len()).sum::<usize>() + 1;
         let mut done = 0;
         for mode in modes {
-            let plan = self.placed.plan(mode);
             // Ids that every table has.
-            plan.inputs.iter().map(|&b| self.arena.buffer(&self.device, self.placed.slot(mode, b))).try_for_each(
-                |input| {
-                    let words = (input.len * self.device.storage(input.dtype).size()).div_ceil(size_of::<f32>());
-                    self.device.fill(&Buffer { dtype: DType::F32, len: words, ..input }, 0.0).map_err(failure)
-                },
-            )?;
+            for &input in &self.placed.plan(mode).inputs {
+                let slot = self.placed.slot(mode, input);
+                let zeros = Slot { elements: self.words(slot), dtype: DType::F32, ..slot };
+                self.device.fill(&self.arena.buffer(&self.device, zeros), 0.0).map_err(failure)?;
+            }
             self.start(mode, Run { step: 0, micro: 0, part: 0, loss_scale: 1.0 })?;
-            for (launch, step) in self.program(mode).launches.iter().zip(&plan.steps) {
-                let micro_batches = 0..=usize::from(launch.operation.differs_later());
-                micro_batches.into_iter().try_for_each(|m| self.launch(launch, m)).map_err(|e| at(step, e))?;
+            for (launch, step) in self.launches(mode) {
+                let mut micro_batches = 0..=usize::from(launch.operation.differs_later());
+                micro_batches.try_for_each(|m| self.launch(launch, m)).map_err(|e| at(step, e))?;
                 self.device.sync().map_err(|e| at(step, e))?;
                 done += 1;
                 on_step(done, all);
@@ -350,12 +358,11 @@ impl<R: Runtime> Device for Schedule<R> {
     fn time_steps(&mut self, mode: Mode, run: Run, repeats: usize) -> Result<Vec<Duration>, DeviceError> {
         self.start(mode, run)?;
         self.device.sync().map_err(failure)?;
-        let steps = &self.placed.plan(mode).steps;
         let timed = |(launch, step): (&Launch, &Step)| {
             let launch = || self.launch(launch, run.micro);
             self.device.time(launch, repeats).map_err(|e| at(step, e))
         };
-        self.program(mode).launches.iter().zip(steps).map(timed).collect()
+        self.launches(mode).map(timed).collect()
     }
 
     fn copied(&self) -> Copied {
@@ -378,24 +385,19 @@ impl<R: Runtime> Queue for Schedule<R> {
     }
 
     fn end_step(&mut self, end: &StepEnd) -> Result<(), DeviceError> {
-        let close = Close {
-            unscale: 1.0 / end.loss_scale,
-            max_norm: end.max_norm.map(|n| n as f32),
-            skips_overflow: end.skips_overflow,
-        };
         let places = self.device.squares(&self.ranges, &self.squares).map_err(failure)?;
-        self.device.close(&self.squares, places, &self.report, close).map_err(failure)?;
+        self.device.close(&self.squares, places, &self.report, end).map_err(failure)?;
         self.optimize(&end.update).map_err(failure)
     }
 
     fn report(&mut self) -> Result<Report, DeviceError> {
         let r = self.device.download(&self.report).map_err(failure)?;
         Ok(Report {
-            loss: r[0],
-            count: r[1],
-            squares: if r[3] > 0.0 { f64::NAN } else { r[2] },
-            updated: r[5] > 0.0,
-            failed_steps: r[6] as u64,
+            loss: r[report::LOSS],
+            count: r[report::COUNT],
+            squares: if r[report::BROKEN] > 0.0 { f64::NAN } else { r[report::SQUARES] },
+            updated: r[report::UPDATES] > 0.0,
+            failed_steps: r[report::FAILED] as u64,
         })
     }
 

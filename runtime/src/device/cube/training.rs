@@ -1,17 +1,16 @@
 //! Launches of a training step that belong to no operation of a model: copies, the start of a run, gradient norms, optimizers.
 
+use super::profile::{F32, U32};
 use super::{Bound, Buffer, CubeDevice, CubeError, LibraryKernel};
-use crate::device::{Update, mean};
+use crate::device::{StepEnd, Update, mean};
+use crate::exec::Run;
 use crate::kernels::training::{REPORT, SQUARES_STRIDE};
 use crate::optim::{AdamWStep, SgdStep};
-use cubecl::ir::{ElemType, FloatKind, StorageType, Type, UIntKind};
+use cubecl::ir::Type;
 use cubecl::prelude::Runtime;
 use cubecl::server::Handle;
 use kiln_compiler::ir::DType;
 use std::time::{Duration, Instant};
-
-const F32: StorageType = StorageType::Scalar(ElemType::Float(FloatKind::F32));
-const U32: StorageType = StorageType::Scalar(ElemType::UInt(UIntKind::U32));
 
 /// Most cubes that share the squares of a range of gradients.
 const SQUARES_CUBES: usize = 256;
@@ -24,28 +23,6 @@ pub struct Streams {
     pub words: Buffer,
     /// Number of streams.
     pub n: usize,
-}
-
-/// Place of a run among all runs of a training.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Start {
-    /// Training step.
-    pub step: u64,
-    /// Part of the whole batch.
-    pub part: usize,
-    /// Where backward starts.
-    pub loss_scale: f32,
-}
-
-/// How a step ends.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Close {
-    /// 1 / loss scale.
-    pub unscale: f32,
-    /// Largest norm of the gradient.
-    pub max_norm: Option<f32>,
-    /// A gradient that is not finite skips the update.
-    pub skips_overflow: bool,
 }
 
 /// A range of flat parameters: masters, gradients, and moments.
@@ -122,12 +99,12 @@ impl<R: Runtime> CubeDevice<R> {
     }
 
     /// Sets the streams and the loss scale of a run.
-    pub(super) fn start(&self, streams: &Streams, scale: &Buffer, start: Start) -> Result<(), CubeError> {
+    pub(super) fn start(&self, streams: &Streams, scale: &Buffer, run: Run) -> Result<(), CubeError> {
         let Streams { table, words: places, n } = streams;
         let buffers = [words(&table.handle, table.len), words(&places.handle, places.len), f32s(scale, 1)];
-        let (low, high) = (start.step as u32 as usize, (start.step >> 32) as usize);
-        let indices = [*n, low, high, start.part];
-        self.launch_units(LibraryKernel::Start, *n, &buffers, &indices, &[start.loss_scale])
+        let (low, high) = (run.step as u32 as usize, (run.step >> 32) as usize);
+        let indices = [*n, low, high, run.part];
+        self.launch_units(LibraryKernel::Start, *n, &buffers, &indices, &[run.loss_scale])
     }
 
     /// Adds a micro-batch's loss and targets to the report.
@@ -165,11 +142,11 @@ impl<R: Runtime> CubeDevice<R> {
         partial: &Buffer,
         places: usize,
         report: &Buffer,
-        close: Close,
+        end: &StepEnd,
     ) -> Result<(), CubeError> {
-        let kernel = LibraryKernel::Close { skips_overflow: close.skips_overflow };
+        let kernel = LibraryKernel::Close { skips_overflow: end.skips_overflow };
         let buffers = [f32s(partial, 1), f32s(report, 1)];
-        let scalars = [close.unscale, close.max_norm.unwrap_or(0.0)];
+        let scalars = [1.0 / end.loss_scale, end.max_norm.map_or(0.0, |n| n as f32)];
         self.launch_cubes(kernel, 1, &buffers, &[places], &scalars)
     }
 

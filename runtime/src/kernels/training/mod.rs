@@ -5,7 +5,7 @@
 
 mod convert;
 mod optim;
-mod report;
+pub mod report;
 mod start;
 
 pub use convert::{define_convert, define_copy_words, define_fill};

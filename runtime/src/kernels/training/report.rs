@@ -10,13 +10,13 @@ use cubecl::prelude::*;
 /// gradient, 1 if weights are updated, and steps since the loss was not finite (weights stay as they are from that step on).
 pub const REPORT: usize = 7;
 
-const LOSS: usize = 0;
-const COUNT: usize = 1;
-const SQUARES: usize = 2;
-const BROKEN: usize = 3;
-pub(super) const FACTOR: usize = 4;
-pub(super) const UPDATES: usize = 5;
-const FAILED: usize = 6;
+pub const LOSS: usize = 0;
+pub const COUNT: usize = 1;
+pub const SQUARES: usize = 2;
+pub const BROKEN: usize = 3;
+pub const FACTOR: usize = 4;
+pub const UPDATES: usize = 5;
+pub const FAILED: usize = 6;
 
 /// Numbers that a cube leaves of its part of the gradient: sum of squares, elements that are not finite.
 pub const SQUARES_STRIDE: usize = 2;
