@@ -75,10 +75,7 @@ pub fn plain_block(
     #[param(init = zeros)] shift: Tensor<H>,
     #[sub] inner: FeedForward,
 ) -> Tensor<N, H> {
-    let centred = x - x.mean(H).over(H);
-    let variance = (centred * centred).mean(H);
-    let standard = centred * (variance + eps).rsqrt().over(H);
-    let y: Tensor<N, H> = inner.forward(standard * scale + shift);
+    let y: Tensor<N, H> = inner.forward(x.layer_norm(scale, shift, eps));
     x + y.dropout(rate)
 }
 
