@@ -1,4 +1,5 @@
-//! Every kernel of every registered layer and every library operation on a device, against the f64 interpreter.
+//! Every kernel of every registered layer and every library operation on a device, against the f64 interpreter; shared among processes,
+//! since compiling takes longer than running.
 
 use super::Result;
 use kiln::DType;
@@ -6,11 +7,11 @@ use kiln::check::kernels::{EXTENTS, Extents, KernelCase, Trial, cases};
 use kiln::check::library;
 use kiln::device::Target;
 use kiln::device::cube::{CubeDevice, Runtime};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 /// What was checked.
-#[derive(Debug, Default, Serialize)]
+#[derive(Debug, Default, Serialize, Deserialize)]
 pub struct Checked {
     /// Kernels of layers.
     pub kernels: usize,
@@ -20,6 +21,42 @@ pub struct Checked {
     pub operations: usize,
     /// What failed, with its message.
     pub failures: Vec<String>,
+}
+
+/// One of several processes that check together: each takes every `of`-th.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Share {
+    /// Which.
+    pub index: usize,
+    /// Of how many.
+    pub of: usize,
+}
+
+impl Share {
+    /// Everything.
+    pub const ALL: Share = Share { index: 0, of: 1 };
+
+    /// `2/8`.
+    ///
+    /// # Errors
+    /// What it is not.
+    pub fn parse(text: &str) -> std::result::Result<Share, String> {
+        let numbers = text.split_once('/').and_then(|(i, n)| Some((i.parse().ok()?, n.parse().ok()?)));
+        match numbers {
+            Some((index, of)) if index < of => Ok(Share { index, of }),
+            _ => Err(format!("`{text}` is no share such as 2/8")),
+        }
+    }
+
+    fn takes<T>(self, all: impl IntoIterator<Item = T>) -> impl Iterator<Item = T> {
+        all.into_iter().skip(self.index).step_by(self.of)
+    }
+}
+
+impl std::fmt::Display for Share {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}/{}", self.index, self.of)
+    }
 }
 
 /// Precisions of layers.
@@ -33,20 +70,20 @@ const QUICK_OPERATIONS: [&str; 2] = ["ids are sorted stably", "windows slice, pa
 ///
 /// # Errors
 /// If a layer does not compile; what a kernel does wrong is in the result.
-pub fn run(target: &Target, is_quick: bool) -> Result<Checked> {
+pub fn run(target: &Target, is_quick: bool, share: Share) -> Result<Checked> {
     match target {
-        Target::Host => kernels(is_quick, |trial, _| trial.on_host().map_err(|e| e.to_string())),
-        Target::Wgpu(device) => on(device, is_quick),
+        Target::Host => kernels(is_quick, share, |trial, _| trial.on_host().map_err(|e| e.to_string())),
+        Target::Wgpu(device) => on(device, is_quick, share),
         #[cfg(feature = "cuda")]
-        Target::Cuda(device) => on(device, is_quick),
+        Target::Cuda(device) => on(device, is_quick, share),
     }
 }
 
-fn on<R: Runtime>(device: &CubeDevice<R>, is_quick: bool) -> Result<Checked> {
+fn on<R: Runtime>(device: &CubeDevice<R>, is_quick: bool, share: Share) -> Result<Checked> {
     let mut checked =
-        kernels(is_quick, |trial, case| trial.on_device(device, case.emitted).map_err(|e| e.to_string()))?;
+        kernels(is_quick, share, |trial, case| trial.on_device(device, case.emitted).map_err(|e| e.to_string()))?;
     let all = library::checks::<R>();
-    for (name, check) in all.into_iter().filter(|(name, _)| !is_quick || QUICK_OPERATIONS.contains(name)) {
+    for (name, check) in share.takes(all.into_iter().filter(|(name, _)| !is_quick || QUICK_OPERATIONS.contains(name))) {
         checked.operations += 1;
         if let Err(why) = guarded(|| check(device).map_err(|e| e.to_string())) {
             checked.fail(format!("{name}: {why}"));
@@ -56,14 +93,18 @@ fn on<R: Runtime>(device: &CubeDevice<R>, is_quick: bool) -> Result<Checked> {
     Ok(checked)
 }
 
-fn kernels(is_quick: bool, run: impl Fn(&Trial, &KernelCase) -> std::result::Result<(), String>) -> Result<Checked> {
+fn kernels(
+    is_quick: bool,
+    share: Share,
+    run: impl Fn(&Trial, &KernelCase) -> std::result::Result<(), String>,
+) -> Result<Checked> {
     let mut checked = Checked::default();
     let cases = cases()?;
     let (n, extents, precisions): (_, &[Extents], _) = match is_quick {
         true => (QUICK_KERNELS, &[Extents::Wide], &PRECISIONS[..1]),
         false => (cases.len(), &EXTENTS, &PRECISIONS[..]),
     };
-    for case in cases.iter().take(n) {
+    for case in share.takes(cases.iter().take(n)) {
         checked.kernels += 1;
         let precisions = if case.has_compute_type() { precisions } else { &PRECISIONS[..1] };
         for &extents in extents {
@@ -80,6 +121,14 @@ fn kernels(is_quick: bool, run: impl Fn(&Trial, &KernelCase) -> std::result::Res
 }
 
 impl Checked {
+    /// The results of several processes.
+    pub fn add(&mut self, other: Checked) {
+        self.kernels += other.kernels;
+        self.trials += other.trials;
+        self.operations += other.operations;
+        self.failures.extend(other.failures);
+    }
+
     fn fail(&mut self, why: String) {
         println!("FAILED {why}");
         self.failures.push(why);

@@ -1,10 +1,12 @@
 //! The parts of the suite and the file of their numbers. A part that dies is a line in the file, and the others go on.
 
+use super::check::{Checked, Share};
 use super::models::{self, Protocol};
 use super::{Result, check, kernels, step, train};
 use clap::{Parser, ValueEnum};
 use kiln::DType;
 use kiln::device::Target;
+use kiln::device::cube::CACHE_VARIABLE;
 use serde::Serialize;
 use serde_json::Value;
 use std::collections::BTreeMap;
@@ -41,10 +43,16 @@ pub struct Options {
     /// Only say, by the exit status, whether two steps of the 124M model fit
     #[arg(long)]
     pub probe: bool,
+    /// What a process of the checks takes
+    #[arg(long, value_parser = Share::parse, default_value = "0/1", hide = true)]
+    pub share: Share,
     /// The process of one part
     #[arg(long, value_enum, hide = true)]
     pub alone: Option<Part>,
 }
+
+/// Most processes that share the checks: each has a context on the card.
+const MAX_SHARES: usize = 14;
 
 /// What the suite does, in order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -118,7 +126,7 @@ pub fn run(options: &Options) -> Result<bool> {
     for &part in all.iter().filter(|p| options.parts.is_empty() || options.parts.contains(p)) {
         let begin = Instant::now();
         println!("\n== {}", part.name());
-        match options.in_a_process(part) {
+        match options.in_processes(part) {
             Ok(value) => {
                 if let Some(failed) = value["failures"].as_array().filter(|f| !f.is_empty()) {
                     suite.failures.insert(part.name(), format!("{} checks failed", failed.len()));
@@ -156,7 +164,7 @@ impl Options {
         let (large, s) = (models::gpt_124m(self.batch, quick), models::s(quick));
         let timed = |model, precision| step::run(model, precision, target, Protocol::of(quick), &self.weights());
         Ok(match part {
-            Part::Check => serde_json::to_value(check::run(target, quick)?)?,
+            Part::Check => serde_json::to_value(check::run(target, quick, self.share)?)?,
             Part::Train => serde_json::to_value(train::run(target, quick)?)?,
             Part::Kernels => serde_json::to_value(kernels::run(&large, DType::Bf16, target, quick)?)?,
             Part::Step124mBf16 => serde_json::to_value(timed(&large, DType::Bf16)?)?,
@@ -166,16 +174,50 @@ impl Options {
         })
     }
 
-    /// Does one part in a process of its own, and reads what it wrote.
-    fn in_a_process(&self, part: Part) -> Result<Value> {
-        let file = self.out.with_extension(format!("{}.part", part.name()));
+    /// Does one part in a process of its own, or the checks in as many as there are processors.
+    fn in_processes(&self, part: Part) -> Result<Value> {
+        let processors = std::thread::available_parallelism().map_or(1, usize::from);
+        let of = if part == Part::Check && self.device == "cuda" { processors.min(MAX_SHARES) } else { 1 };
+        let shares = (0..of).map(|index| Share { index, of });
+        let mut started = shares.map(|share| self.start(part, share)).collect::<Result<Vec<_>>>()?;
+        match started.pop() {
+            Some(only) if started.is_empty() => self.finish(only),
+            last => {
+                let mut all = Checked::default();
+                for each in started.into_iter().chain(last) {
+                    all.add(serde_json::from_value(self.finish(each)?)?);
+                }
+                println!(
+                    "together {} trials and {} operations, {} failures",
+                    all.trials,
+                    all.operations,
+                    all.failures.len()
+                );
+                Ok(serde_json::to_value(all)?)
+            }
+        }
+    }
+
+    /// Starts a process, and says where it will leave its numbers.
+    fn start(&self, part: Part, share: Share) -> Result<(Child, PathBuf)> {
+        let file = self.out.with_extension(format!("{}.{}.part", part.name(), share.index));
         let mut command = Command::new(std::env::current_exe()?);
         command.args(["--device", &self.device, "--alone", &part.name(), "--batch", &self.batch.to_string()]);
         command.arg("--out").arg(&file).arg("--weights").arg(self.weights());
+        command.args(["--share", &share.to_string()]);
         if self.quick {
             command.arg("--quick");
         }
-        let status = ended(command.spawn()?, Duration::from_secs(self.limit))?;
+        if share.of > 1 {
+            // Processes do not append to one file.
+            command.env(CACHE_VARIABLE, "off");
+        }
+        Ok((command.spawn()?, file))
+    }
+
+    /// Waits for a process and reads what it wrote.
+    fn finish(&self, (child, file): (Child, PathBuf)) -> Result<Value> {
+        let status = ended(child, Duration::from_secs(self.limit))?;
         if !status.success() {
             return Err(format!("its process ended with {status}; what it said is above").into());
         }
