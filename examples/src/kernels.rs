@@ -55,7 +55,7 @@ fn generated(case: &KernelCase) -> Result<(), String> {
     use kiln::check::kernels::Extents;
     use kiln::device::cube::{Arch, CudaCompiler};
 
-    let source = case.cuda(&CudaCompiler::new(Arch::Sm90a), Extents::Wide, DType::F32).map_err(|e| e.to_string())?;
+    let source = case.cuda(&CudaCompiler::new(Arch::SM90A), Extents::Wide, DType::F32).map_err(|e| e.to_string())?;
     print_line(&format!("// ---- CUDA C++ for {}: what NVRTC compiles\n", source.arch));
     print_line(&source.code);
     Ok(())

@@ -6,7 +6,7 @@ use kiln::DType;
 use kiln::check::kernels::{EXTENTS, Extents, KernelCase, Trial, cases};
 use kiln::check::library;
 use kiln::device::Target;
-use kiln::device::cube::{CubeDevice, Runtime};
+use kiln::device::cube::CubeDevice;
 use serde::{Deserialize, Serialize};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
@@ -73,16 +73,14 @@ const QUICK_OPERATIONS: [&str; 2] = ["ids are sorted stably", "windows slice, pa
 pub fn run(target: &Target, is_quick: bool, share: Share) -> Result<Checked> {
     match target {
         Target::Host => kernels(is_quick, share, |trial, _| trial.on_host().map_err(|e| e.to_string())),
-        Target::Wgpu(device) => on(device, is_quick, share),
-        #[cfg(feature = "cuda")]
-        Target::Cuda(device) => on(device, is_quick, share),
+        Target::Gpu(device) => on(device, is_quick, share),
     }
 }
 
-fn on<R: Runtime>(device: &CubeDevice<R>, is_quick: bool, share: Share) -> Result<Checked> {
+fn on(device: &CubeDevice, is_quick: bool, share: Share) -> Result<Checked> {
     let mut checked =
         kernels(is_quick, share, |trial, case| trial.on_device(device, case.emitted).map_err(|e| e.to_string()))?;
-    let all = library::checks::<R>();
+    let all = library::checks();
     for (name, check) in share.takes(all.into_iter().filter(|(name, _)| !is_quick || QUICK_OPERATIONS.contains(name))) {
         checked.operations += 1;
         if let Err(why) = guarded(|| check(device).map_err(|e| e.to_string())) {

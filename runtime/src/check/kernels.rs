@@ -349,9 +349,9 @@ impl Trial {
     /// # Errors
     /// [`CheckError`] names the first element that is wrong.
     #[cfg(any(feature = "wgpu", feature = "cuda"))]
-    pub fn on_device<R: crate::device::cube::Runtime>(
+    pub fn on_device(
         &self,
-        device: &crate::device::cube::CubeDevice<R>,
+        device: &crate::device::cube::CubeDevice,
         emitted: Option<&KernelDef>,
     ) -> Result<(), CheckError> {
         use crate::device::cube::{Binding, CubeError, RegionArgs, Scratch, StreamState};

@@ -2,7 +2,7 @@
 //!
 //! In: a device. Out: the first element that is too far from the truth. Results are full of NaN before a launch.
 
-use crate::device::cube::{Attention, Buffer, CubeDevice, CubeError, DotTables, Runtime, Scratch, Window};
+use crate::device::cube::{Attention, Buffer, CubeDevice, CubeError, DotTables, Scratch, Window};
 use crate::random;
 use kiln_compiler::interp::{self, Array, round};
 use kiln_compiler::ir::{Attrs, Axis, Builder, DType, Sizes, Type};
@@ -29,10 +29,10 @@ pub enum LibraryError {
 }
 
 /// A check of one operation.
-pub type LibraryCheck<R> = fn(&CubeDevice<R>) -> Result<(), LibraryError>;
+pub type LibraryCheck = fn(&CubeDevice) -> Result<(), LibraryError>;
 
 /// Every check with its name.
-pub fn checks<R: Runtime>() -> Vec<(&'static str, LibraryCheck<R>)> {
+pub fn checks() -> Vec<(&'static str, LibraryCheck)> {
     vec![
         ("products are einsums", products_are_einsums),
         ("products add to gradients", products_add_to_gradients),
@@ -43,10 +43,7 @@ pub fn checks<R: Runtime>() -> Vec<(&'static str, LibraryCheck<R>)> {
     ]
 }
 
-fn uploaded<const N: usize, R: Runtime>(
-    device: &CubeDevice<R>,
-    operands: [&Operand; N],
-) -> Result<[Buffer; N], LibraryError> {
+fn uploaded<const N: usize>(device: &CubeDevice, operands: [&Operand; N]) -> Result<[Buffer; N], LibraryError> {
     let buffers = operands.into_iter().map(|o| o.upload(device)).collect::<Result<Vec<Buffer>, _>>()?;
     Ok(buffers.try_into().expect("as many buffers as operands"))
 }
@@ -82,7 +79,7 @@ impl Operand {
         Operand { dtype: DType::I32, ..ids }
     }
 
-    fn upload<R: Runtime>(&self, device: &CubeDevice<R>) -> Result<Buffer, LibraryError> {
+    fn upload(&self, device: &CubeDevice) -> Result<Buffer, LibraryError> {
         Ok(device.upload(self.dtype, &self.array.data)?)
     }
 }
@@ -97,19 +94,13 @@ fn eval(op: &str, attrs: Attrs, operands: &[&Operand], sizes: &Sizes) -> Vec<Arr
 }
 
 /// A result full of NaN.
-fn result<R: Runtime>(device: &CubeDevice<R>, dtype: DType, like: &Array) -> Result<Buffer, LibraryError> {
+fn result(device: &CubeDevice, dtype: DType, like: &Array) -> Result<Buffer, LibraryError> {
     let fill = if dtype == DType::I32 { f64::from(i32::MIN) } else { f64::NAN };
     Ok(device.upload(dtype, &vec![fill; like.data.len()])?)
 }
 
 /// Rounding errors of f32 sums, relative to the largest element, and one unit of the stored type.
-fn close<R: Runtime>(
-    device: &CubeDevice<R>,
-    what: &str,
-    buffer: &Buffer,
-    dtype: DType,
-    expected: &Array,
-) -> Result<(), LibraryError> {
+fn close(device: &CubeDevice, what: &str, buffer: &Buffer, dtype: DType, expected: &Array) -> Result<(), LibraryError> {
     const SUMS: f64 = 64.0 * f32::EPSILON as f64;
     let unit = match dtype {
         DType::Bf16 => 2f64.powi(-8),
@@ -123,12 +114,7 @@ fn close<R: Runtime>(
 }
 
 /// Bit by bit.
-fn equal<R: Runtime>(
-    device: &CubeDevice<R>,
-    what: &str,
-    buffer: &Buffer,
-    expected: &[f64],
-) -> Result<(), LibraryError> {
+fn equal(device: &CubeDevice, what: &str, buffer: &Buffer, expected: &[f64]) -> Result<(), LibraryError> {
     compare(what, &device.download(buffer)?, expected, |f, e| f == e)
 }
 
@@ -150,7 +136,7 @@ fn compare(
 
 const FLOATS: [DType; 3] = [DType::F32, DType::Bf16, DType::F16];
 
-fn products_are_einsums<R: Runtime>(device: &CubeDevice<R>) -> Result<(), LibraryError> {
+fn products_are_einsums(device: &CubeDevice) -> Result<(), LibraryError> {
     let sizes = sizes("BSDGRKFTV", &[2, 9, 37, 3, 2, 10, 33, 5, 300]);
     for (a, b, c) in [
         ("BSD", "DF", "BSF"),
@@ -171,14 +157,14 @@ fn products_are_einsums<R: Runtime>(device: &CubeDevice<R>) -> Result<(), Librar
             let tables = DotTables::new(&x.shape, &w.shape, &axes(c), &sizes).expect("an einsum");
             let dot = device.prepare_dot(&tables, [dtype, dtype, dtype], None)?;
             let y = result(device, dtype, &expected)?;
-            device.dot(&dot, &x.upload(device)?, &w.upload(device)?, &y, false)?;
+            device.dot(&dot, [&x.upload(device)?, &w.upload(device)?, &y], false, &mut Scratch::Pool)?;
             close(device, &format!("{a},{b}->{c} in {dtype}"), &y, dtype, &expected)?;
         }
     }
     Ok(())
 }
 
-fn products_add_to_gradients<R: Runtime>(device: &CubeDevice<R>) -> Result<(), LibraryError> {
+fn products_add_to_gradients(device: &CubeDevice) -> Result<(), LibraryError> {
     let sizes = sizes("BDF", &[70, 9, 11]);
     let (x, d) = (Operand::random(1, "BD", DType::F32, &sizes), Operand::random(2, "BF", DType::F32, &sizes));
     let old = Operand::random(3, "DF", DType::F32, &sizes);
@@ -187,12 +173,12 @@ fn products_add_to_gradients<R: Runtime>(device: &CubeDevice<R>) -> Result<(), L
     let tables = DotTables::new(&x.shape, &d.shape, &axes("DF"), &sizes).expect("an einsum");
     let dot = device.prepare_dot(&tables, [DType::F32; 3], None)?;
     let y = old.upload(device)?;
-    device.dot(&dot, &x.upload(device)?, &d.upload(device)?, &y, true)?;
+    device.dot(&dot, [&x.upload(device)?, &d.upload(device)?, &y], true, &mut Scratch::Pool)?;
     close(device, "accumulated", &y, DType::F32, &expected)?;
     Ok(())
 }
 
-fn attention_and_its_derivative<R: Runtime>(device: &CubeDevice<R>) -> Result<(), LibraryError> {
+fn attention_and_its_derivative(device: &CubeDevice) -> Result<(), LibraryError> {
     for (dims, causal) in [([2, 3, 2, 35, 35, 10], true), ([1, 2, 1, 17, 40, 6], false), ([2, 1, 3, 12, 20, 7], true)] {
         let sizes = sizes("BGRSTK", &dims);
         for dtype in FLOATS {
@@ -227,7 +213,7 @@ fn attention_and_its_derivative<R: Runtime>(device: &CubeDevice<R>) -> Result<()
     Ok(())
 }
 
-fn losses_and_their_derivatives<R: Runtime>(device: &CubeDevice<R>) -> Result<(), LibraryError> {
+fn losses_and_their_derivatives(device: &CubeDevice) -> Result<(), LibraryError> {
     // The second has more logits than one chunk holds.
     for (dims, dtype) in [([37, 257, 20], DType::F32), ([4500, 1000, 6], DType::F32), ([37, 257, 20], DType::Bf16)] {
         let [rows, vocab, d] = dims;
@@ -262,7 +248,7 @@ fn losses_and_their_derivatives<R: Runtime>(device: &CubeDevice<R>) -> Result<()
     Ok(())
 }
 
-fn ids_are_sorted_stably<R: Runtime>(device: &CubeDevice<R>) -> Result<(), LibraryError> {
+fn ids_are_sorted_stably(device: &CubeDevice) -> Result<(), LibraryError> {
     for (n, bins) in [(1, 1), (200, 7), (77, 300)] {
         let sizes = sizes("NV", &[n, bins]);
         let ids = Operand::ids(n as u64, "N", bins, &sizes);
@@ -276,7 +262,7 @@ fn ids_are_sorted_stably<R: Runtime>(device: &CubeDevice<R>) -> Result<(), Libra
     Ok(())
 }
 
-fn windows_slice_pad_and_join<R: Runtime>(device: &CubeDevice<R>) -> Result<(), LibraryError> {
+fn windows_slice_pad_and_join(device: &CubeDevice) -> Result<(), LibraryError> {
     let sizes = sizes("ABCDE", &[3, 11, 5, 4, 15]);
     let x = Operand::random(1, "ABC", DType::F32, &sizes);
     let along = |axis: &str, to: &str| Attrs::new().with("axis", Axis::new(axis)).with("to", Axis::new(to));

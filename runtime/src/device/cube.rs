@@ -15,32 +15,40 @@ mod catalog;
 mod cuda_source;
 mod error;
 mod library;
+mod memory;
+mod product;
 mod profile;
 mod region;
 mod schedule;
 mod scratch;
+mod server;
 #[cfg(all(test, feature = "wgpu"))]
 mod tests;
 mod training;
 
 pub use cache::{KernelCache, VARIABLE as CACHE_VARIABLE, enable as enable_cache};
 pub use catalog::{Arithmetic, LibraryKernel, library_kernels};
-pub use cubecl::prelude::Runtime;
 pub use cuda_source::{Arch, CUDA_SHAPE, CudaCompiler, CudaSource};
+#[cfg(feature = "cuda")]
+pub(in crate::device) use cuda_source::{cuda_profile, cuda_source};
 pub use error::CubeError;
 pub use library::{Attention, Dot, DotTables, Loss, Window};
+#[cfg(feature = "cuda")]
+pub(in crate::device) use memory::Allocation;
+pub use memory::Memory;
+pub use product::{Matrix, MatrixProduct};
 pub use profile::Profile;
 pub use region::{Binding, Part, Prepared, RegionArgs, StreamState};
 pub use schedule::Schedule;
 pub use scratch::Scratch;
+pub use server::{CubeclServer, Launched, Product, Server};
 
+use self::server::DynKernel;
 use super::Copied;
 use crate::kernels::Rounding;
-use crate::plan::Memory;
-use cubecl::ir::{ElemType, FloatKind, IntKind, StorageType, Type, UIntKind};
+use crate::plan;
+use cubecl::ir::{DeviceProperties, ElemType, FloatKind, IntKind, StorageType, TargetProperties, Type, UIntKind};
 use cubecl::prelude::*;
-use cubecl::server::Handle;
-use cubecl::stream_id::StreamId;
 use kiln_compiler::fuse::kernel::{Kernel, MAX_DTYPES};
 use kiln_compiler::ir::DType;
 use std::collections::HashMap;
@@ -74,6 +82,8 @@ pub struct Spec {
     pub accumulate: u32,
     /// Sizes and choices that the code of a library kernel is made for.
     pub constants: [usize; 2],
+    /// How its sums of products may be compiled.
+    pub arithmetic: Arithmetic,
     /// The program, for a region without an emitted kernel.
     pub program: Option<Program>,
 }
@@ -97,7 +107,7 @@ impl Spec {
 /// Contiguous elements on a device.
 #[derive(Clone, Debug)]
 pub struct Buffer {
-    handle: Handle,
+    memory: Memory,
     /// Element type; the device may store it wider.
     pub dtype: DType,
     /// Number of elements.
@@ -128,9 +138,9 @@ pub enum Barriers {
     Dear,
 }
 
-/// A device of a CubeCL runtime.
-pub struct CubeDevice<R: Runtime> {
-    client: ComputeClient<R>,
+/// A device whose kernels CubeCL makes.
+pub struct CubeDevice {
+    server: Box<dyn Server>,
     profile: Arc<Profile>,
     /// Bytes that it can hold, where that is known.
     capacity: Option<usize>,
@@ -141,7 +151,7 @@ pub struct CubeDevice<R: Runtime> {
     d2h: AtomicU64,
     bodies: Mutex<bodies::Bodies>,
     /// Offsets of products, by content.
-    tables: Mutex<HashMap<Box<[u8]>, Handle>>,
+    tables: Mutex<HashMap<Box<[u8]>, Memory>>,
     compiled: Arc<AtomicU64>,
     /// Name and driver.
     identity: String,
@@ -151,9 +161,13 @@ pub struct CubeDevice<R: Runtime> {
 }
 
 /// A device as it is found on the machine.
-pub struct Found<R: Runtime> {
-    /// CubeCL's handle.
-    pub client: ComputeClient<R>,
+pub struct Found {
+    /// Runs what it is given.
+    pub server: Box<dyn Server>,
+    /// What it can do.
+    pub properties: DeviceProperties,
+    /// The target of CubeCL's expansion.
+    pub target: fn() -> TargetProperties,
     /// How launches are shaped.
     pub shape: Shape,
     /// Bytes that it can hold, where that is known.
@@ -164,7 +178,7 @@ pub struct Found<R: Runtime> {
     pub cache: Option<&'static KernelCache>,
 }
 
-impl<R: Runtime> Drop for CubeDevice<R> {
+impl Drop for CubeDevice {
     fn drop(&mut self) {
         if let Some(cache) = self.cache {
             cache.seal();
@@ -172,65 +186,28 @@ impl<R: Runtime> Drop for CubeDevice<R> {
     }
 }
 
-impl<R: Runtime> std::fmt::Debug for CubeDevice<R> {
+impl std::fmt::Debug for CubeDevice {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("CubeDevice")
-            .field("runtime", &R::name(&self.client))
-            .field("shape", &self.profile.shape)
-            .finish()
-    }
-}
-
-struct DynKernel {
-    profile: Arc<Profile>,
-    spec: Spec,
-    define: DefineFn,
-    /// Hash of the body, seeded by the device.
-    content: u64,
-    /// Counts compilations.
-    compiled: Arc<AtomicU64>,
-}
-
-impl KernelMetadata for DynKernel {
-    fn id(&self) -> KernelId {
-        let settings = profile::settings(&self.spec);
-        KernelId::new::<Self>()
-            .address_type(settings.address_type)
-            .cube_dim(settings.cube_dim)
-            .info((self.content, self.spec.clone()))
-    }
-
-    fn address_type(&self) -> StorageType {
-        profile::settings(&self.spec).address_type.unsigned_type()
-    }
-}
-
-impl CubeKernel for DynKernel {
-    /// Called for every kernel that no cache holds.
-    fn define(&self) -> KernelDefinition {
-        self.compiled.fetch_add(1, Ordering::Relaxed);
-        self.profile.define(&self.spec, self.define)
+        f.debug_struct("CubeDevice").field("server", &self.server.name()).field("shape", &self.profile.shape).finish()
     }
 }
 
 /// One buffer argument of a launch.
-struct Bound<'a> {
-    handle: &'a Handle,
+pub(in crate::device) struct Bound<'a> {
+    pub(in crate::device) memory: &'a Memory,
     /// Elements, not vectors.
-    len: usize,
-    ty: Type,
+    pub(in crate::device) len: usize,
+    pub(in crate::device) ty: Type,
 }
 
-impl<R: Runtime> CubeDevice<R> {
-    /// A device over an open client.
-    pub fn new(found: Found<R>) -> Self {
-        let Found { mut client, shape, capacity, identity, cache } = found;
-        // SAFETY: all work of this client, from whichever thread, goes to one stream, so it runs in the order in which it is sent.
-        unsafe { client.set_stream(StreamId::current()) };
-        let profile = Profile { shape, properties: client.properties().clone(), target: R::target_properties };
+impl CubeDevice {
+    /// A device as it was found.
+    pub fn new(found: Found) -> Self {
+        let Found { server, properties, target, shape, capacity, identity, cache } = found;
+        let profile = Profile { shape, properties, target };
         let (h2d, d2h) = (AtomicU64::new(0), AtomicU64::new(0));
         CubeDevice {
-            client,
+            server,
             profile: Arc::new(profile),
             capacity,
             chunk: None,
@@ -291,15 +268,18 @@ impl<R: Runtime> CubeDevice<R> {
 
     /// `wgpu` or `cuda`.
     pub fn name(&self) -> &'static str {
-        if R::name(&self.client).contains("cuda") { "cuda" } else { "wgpu" }
+        self.server.name()
     }
 
     /// How it stores tensors.
-    pub fn memory(&self) -> Memory {
+    pub fn memory(&self) -> plan::Memory {
         let width = |dtype| self.storage(dtype).size();
         let largest = self.profile.properties.memory.max_page_size as usize;
         let largest = self.chunk.map_or(largest, |chunk| chunk.min(largest));
-        Memory { widths: [DType::Bf16, DType::F16, DType::Bool].map(width), chunk: largest / ALIGNMENT * ALIGNMENT }
+        plan::Memory {
+            widths: [DType::Bf16, DType::F16, DType::Bool].map(width),
+            chunk: largest / ALIGNMENT * ALIGNMENT,
+        }
     }
 
     /// Bytes copied so far, by all sessions on this device.
@@ -308,7 +288,7 @@ impl<R: Runtime> CubeDevice<R> {
     }
 
     /// Copies bytes to a fresh buffer: the only way to the device.
-    fn send(&self, bytes: &[u8]) -> Result<Handle, CubeError> {
+    fn send(&self, bytes: &[u8]) -> Result<Memory, CubeError> {
         self.check_healthy()?;
         let allowed = self.profile.properties.memory.max_page_size;
         if bytes.len() as u64 > allowed {
@@ -316,15 +296,16 @@ impl<R: Runtime> CubeDevice<R> {
             return Err(CubeError::Limit { kernel, what: "bytes in one buffer", needed, allowed });
         }
         self.h2d.fetch_add(bytes.len() as u64, Ordering::Relaxed);
-        Ok(self.client.create_from_slice(bytes))
+        self.server.copy_in(bytes).map_err(|e| self.noted(e))
     }
 
     /// Copies a buffer's bytes back, after everything before: the only way from the device.
-    fn receive(&self, handle: Handle, bytes: usize) -> Result<Vec<u8>, CubeError> {
+    fn receive(&self, memory: &Memory, bytes: usize) -> Result<Vec<u8>, CubeError> {
         self.sync()?;
         self.d2h.fetch_add(bytes as u64, Ordering::Relaxed);
-        let all = self.client.read_one(handle).map_err(|e| self.poison(e.to_string()))?;
-        Ok(all[..bytes].to_vec())
+        let mut all = self.server.copy_out(memory).map_err(|e| self.noted(e))?;
+        all.truncate(bytes);
+        Ok(all)
     }
 
     /// How the device stores an element type: as it is, or wider where it has no such storage.
@@ -338,7 +319,7 @@ impl<R: Runtime> CubeDevice<R> {
     /// [`CubeError`] if the device has failed or cannot hold them.
     pub fn upload(&self, dtype: DType, values: &[f64]) -> Result<Buffer, CubeError> {
         let rounded: Vec<f64> = values.iter().map(|&x| kiln_compiler::interp::round(dtype, x)).collect();
-        Ok(Buffer { handle: self.send(&self.stored(dtype, &rounded))?, dtype, len: values.len() })
+        Ok(Buffer { memory: self.send(&self.stored(dtype, &rounded))?, dtype, len: values.len() })
     }
 
     /// Values of a type as the device stores them, padded to whole words.
@@ -368,7 +349,7 @@ impl<R: Runtime> CubeDevice<R> {
     /// [`CubeError`] if the device has failed.
     pub fn download(&self, buffer: &Buffer) -> Result<Vec<f64>, CubeError> {
         let storage = self.storage(buffer.dtype);
-        let bytes = self.receive(buffer.handle.clone(), buffer.len * storage.size())?;
+        let bytes = self.receive(&buffer.memory, buffer.len * storage.size())?;
         let four = |c: &[u8]| [c[0], c[1], c[2], c[3]];
         let words = bytes.chunks_exact(storage.size());
         Ok(match storage {
@@ -394,7 +375,7 @@ impl<R: Runtime> CubeDevice<R> {
     /// Waits for all launches.
     pub fn sync(&self) -> Result<(), CubeError> {
         self.check_healthy()?;
-        cubecl::future::block_on(self.client.sync()).map_err(|e| self.poison(e.to_string()))
+        self.server.wait().map_err(|e| self.noted(e))
     }
 
     fn kernel(&self, spec: &Spec, define: DefineFn, content: u64) -> DynKernel {
@@ -416,7 +397,8 @@ impl<R: Runtime> CubeDevice<R> {
             let kernel = "allocation".to_owned();
             return Err(CubeError::Limit { kernel, what: "bytes in one buffer", needed: bytes as u64, allowed });
         }
-        Ok(Buffer { handle: self.client.empty(bytes.max(4)), dtype, len })
+        let memory = self.server.allocate(bytes.max(size_of::<u32>())).map_err(|e| self.noted(e))?;
+        Ok(Buffer { memory, dtype, len })
     }
 
     fn launch(
@@ -429,25 +411,12 @@ impl<R: Runtime> CubeDevice<R> {
         scalars: &[f32],
     ) -> Result<(), CubeError> {
         self.check_healthy()?;
-        let (x, y) = self.linear_grid(cubes);
-        self.preflight(spec, (x, y), buffers, indices)?;
+        let grid = self.linear_grid(cubes);
+        self.preflight(spec, grid, buffers, indices)?;
         let body = self.body(spec, define)?;
         body.check_arguments(&spec.name, buffers, indices.len() + scalars.len())?;
         let kernel = self.kernel(spec, define, body.content);
-        let mut launcher = KernelLauncher::<R>::new(profile::settings(spec));
-        for b in buffers {
-            // SAFETY: the preflight has checked that `len` elements of this type lie inside the handle.
-            let array = unsafe { ArrayArg::from_raw_parts(b.handle.clone(), b.len) };
-            launcher.register_array(array, b.ty);
-        }
-        for &i in indices {
-            <usize as LaunchArg>::register(i, &mut launcher);
-        }
-        for &s in scalars {
-            launcher.register_scalar(s);
-        }
-        launcher.launch(CubeCount::Static(x, y, 1), kernel, &self.client);
-        Ok(())
+        self.launched(self.server.launch(Launched { kernel, grid, buffers, indices, scalars }))
     }
 
     /// A number of cubes over two dimensions, of which each has a limit; surplus cubes find nothing to do.
@@ -493,15 +462,15 @@ impl<R: Runtime> CubeDevice<R> {
             if !properties.supports_type(b.ty.storage_type()) {
                 return Err(CubeError::Type { kernel: kernel(), ty: b.ty.to_string() });
             }
-            let (offset, alignment) = (b.handle.offset_start.unwrap_or(0), properties.memory.alignment);
+            let (offset, alignment) = (b.memory.offset() as u64, properties.memory.alignment);
             if offset % alignment != 0 {
                 return Err(CubeError::Alignment { kernel: kernel(), buffer: i, offset, alignment });
             }
-            limit("bytes in one buffer", b.handle.size_in_used(), properties.memory.max_page_size)?;
+            limit("bytes in one buffer", b.memory.bytes() as u64, properties.memory.max_page_size)?;
             limit("elements in one buffer", b.len as u64, u64::from(u32::MAX))?;
             let bytes = b.len * b.ty.storage_type().size();
-            if bytes as u64 > b.handle.size_in_used() || b.len % b.ty.vector_size() != 0 {
-                let got = format!("{} bytes", b.handle.size_in_used());
+            if bytes > b.memory.bytes() || b.len % b.ty.vector_size() != 0 {
+                let got = format!("{} bytes", b.memory.bytes());
                 let needed = format!("{} elements of {}", b.len, b.ty);
                 return Err(CubeError::Buffer { kernel: kernel(), buffer: i, got, needed });
             }
@@ -509,10 +478,23 @@ impl<R: Runtime> CubeDevice<R> {
         Ok(())
     }
 
+    /// The outcome of a launch.
+    fn launched(&self, outcome: Result<(), CubeError>) -> Result<(), CubeError> {
+        outcome.map_err(|e| self.noted(e))
+    }
+
     fn check_healthy(&self) -> Result<(), CubeError> {
         match &*self.failure.lock().unwrap_or_else(PoisonError::into_inner) {
             Some(message) => Err(CubeError::Poisoned(message.clone())),
             None => Ok(()),
+        }
+    }
+
+    /// A failure of the driver is remembered; a refusal is not.
+    fn noted(&self, error: CubeError) -> CubeError {
+        match error {
+            CubeError::Failed(message) => self.poison(message),
+            refused => refused,
         }
     }
 

@@ -207,12 +207,9 @@ pub enum Target {
     /// The CPU.
     #[default]
     Host,
-    /// A GPU through Vulkan, Metal, DX12 or WebGPU.
-    #[cfg(feature = "wgpu")]
-    Wgpu(Arc<wgpu::Device>),
-    /// An NVIDIA card.
-    #[cfg(feature = "cuda")]
-    Cuda(Arc<cuda::Device>),
+    /// A GPU: an NVIDIA card, or another through Vulkan, Metal, DX12 or WebGPU.
+    #[cfg(any(feature = "wgpu", feature = "cuda"))]
+    Gpu(Arc<cube::CubeDevice>),
 }
 
 impl Target {
@@ -220,13 +217,13 @@ impl Target {
     pub fn auto() -> Target {
         #[cfg(feature = "cuda")]
         if let Ok(device) = cuda::open(0) {
-            return Target::Cuda(Arc::new(device));
+            return Target::Gpu(Arc::new(device));
         }
         #[cfg(feature = "wgpu")]
         if wgpu::adapter().is_ok_and(|a| !a.is_software)
             && let Ok(device) = wgpu::open()
         {
-            return Target::Wgpu(Arc::new(device));
+            return Target::Gpu(Arc::new(device));
         }
         Target::Host
     }
@@ -259,7 +256,7 @@ impl Target {
     /// [`DeviceError::Unavailable`] without a driver or an adapter.
     #[cfg(feature = "wgpu")]
     pub fn wgpu() -> Result<Target, DeviceError> {
-        Ok(Target::Wgpu(Arc::new(wgpu::open().map_err(DeviceError::unavailable)?)))
+        Ok(Target::Gpu(Arc::new(wgpu::open().map_err(DeviceError::unavailable)?)))
     }
 
     /// NVIDIA card `index`.
@@ -268,17 +265,15 @@ impl Target {
     /// [`DeviceError::Unavailable`] without a driver or that card, or where kernels cannot be compiled; it says what to install.
     #[cfg(feature = "cuda")]
     pub fn cuda(index: usize) -> Result<Target, DeviceError> {
-        Ok(Target::Cuda(Arc::new(cuda::open(index).map_err(DeviceError::unavailable)?)))
+        Ok(Target::Gpu(Arc::new(cuda::open(index).map_err(DeviceError::unavailable)?)))
     }
 
     /// `host`, `wgpu` or `cuda`.
     pub fn name(&self) -> &'static str {
         match self {
             Target::Host => "host",
-            #[cfg(feature = "wgpu")]
-            Target::Wgpu(_) => "wgpu",
-            #[cfg(feature = "cuda")]
-            Target::Cuda(_) => "cuda",
+            #[cfg(any(feature = "wgpu", feature = "cuda"))]
+            Target::Gpu(device) => device.name(),
         }
     }
 
@@ -286,10 +281,8 @@ impl Target {
     pub fn identity(&self) -> &str {
         match self {
             Target::Host => "host",
-            #[cfg(feature = "wgpu")]
-            Target::Wgpu(device) => device.identity(),
-            #[cfg(feature = "cuda")]
-            Target::Cuda(device) => device.identity(),
+            #[cfg(any(feature = "wgpu", feature = "cuda"))]
+            Target::Gpu(device) => device.identity(),
         }
     }
 
@@ -301,10 +294,8 @@ impl Target {
     pub fn time_copy(&self, elements: usize, repeats: usize) -> Result<Option<Duration>, DeviceError> {
         match self {
             Target::Host => Ok(None),
-            #[cfg(feature = "wgpu")]
-            Target::Wgpu(device) => device.time_copy(elements, repeats).map(Some).map_err(DeviceError::launch),
-            #[cfg(feature = "cuda")]
-            Target::Cuda(device) => device.time_copy(elements, repeats).map(Some).map_err(DeviceError::launch),
+            #[cfg(any(feature = "wgpu", feature = "cuda"))]
+            Target::Gpu(device) => device.time_copy(elements, repeats).map(Some).map_err(DeviceError::launch),
         }
     }
 
@@ -312,10 +303,8 @@ impl Target {
     pub fn compiled_kernels(&self) -> u64 {
         match self {
             Target::Host => 0,
-            #[cfg(feature = "wgpu")]
-            Target::Wgpu(device) => device.compiled(),
-            #[cfg(feature = "cuda")]
-            Target::Cuda(device) => device.compiled(),
+            #[cfg(any(feature = "wgpu", feature = "cuda"))]
+            Target::Gpu(device) => device.compiled(),
         }
     }
 
@@ -323,10 +312,8 @@ impl Target {
     pub fn cache_note(&self) -> Option<&str> {
         match self {
             Target::Host => None,
-            #[cfg(feature = "wgpu")]
-            Target::Wgpu(device) => device.cache_note(),
-            #[cfg(feature = "cuda")]
-            Target::Cuda(device) => device.cache_note(),
+            #[cfg(any(feature = "wgpu", feature = "cuda"))]
+            Target::Gpu(device) => device.cache_note(),
         }
     }
 
@@ -334,10 +321,8 @@ impl Target {
     pub fn memory(&self) -> Memory {
         match self {
             Target::Host => Memory::HOST,
-            #[cfg(feature = "wgpu")]
-            Target::Wgpu(device) => device.memory(),
-            #[cfg(feature = "cuda")]
-            Target::Cuda(device) => device.memory(),
+            #[cfg(any(feature = "wgpu", feature = "cuda"))]
+            Target::Gpu(device) => device.memory(),
         }
     }
 
@@ -348,10 +333,8 @@ impl Target {
     pub fn open(&self, job: Job) -> Result<Box<dyn Device>, DeviceError> {
         match self {
             Target::Host => Ok(Box::new(host::HostDevice::open(job)?)),
-            #[cfg(feature = "wgpu")]
-            Target::Wgpu(device) => Ok(Box::new(cube::Schedule::open(device.clone(), job)?)),
-            #[cfg(feature = "cuda")]
-            Target::Cuda(device) => Ok(Box::new(cube::Schedule::open(device.clone(), job)?)),
+            #[cfg(any(feature = "wgpu", feature = "cuda"))]
+            Target::Gpu(device) => Ok(Box::new(cube::Schedule::open(device.clone(), job)?)),
         }
     }
 }

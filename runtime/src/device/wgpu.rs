@@ -1,12 +1,9 @@
 //! Adapters of wgpu: Vulkan, Metal, DX12 and WebGPU. The driver is looked for at run time, so executables start without one.
 
-use super::cube::{Barriers, CubeDevice, CubeError, Found, Shape, enable_cache};
+use super::cube::{Barriers, CubeDevice, CubeError, CubeclServer, Found, Shape, enable_cache};
 use cubecl::prelude::Runtime;
 use cubecl::wgpu::{AutoGraphicsApi, GraphicsApi, WgpuDevice, WgpuRuntime};
 use wgpu::{Backends, DeviceType, Instance, InstanceDescriptor, PowerPreference, RequestAdapterOptions};
-
-/// A device of wgpu.
-pub type Device = CubeDevice<WgpuRuntime>;
 
 /// What an adapter calls itself.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -36,7 +33,7 @@ pub fn adapter() -> Result<Adapter, CubeError> {
 }
 
 /// Opens the best adapter.
-pub fn open() -> Result<Device, CubeError> {
+pub fn open() -> Result<CubeDevice, CubeError> {
     // CubeCL panics where there is no adapter, so it is asked only after one was seen.
     let adapter = adapter()?;
     let identity = format!("{} {}", adapter.name, adapter.driver);
@@ -47,7 +44,9 @@ pub fn open() -> Result<Device, CubeError> {
         true => (SOFTWARE, super::machine_memory()),
         false => (HARDWARE, None),
     };
-    Ok(CubeDevice::new(Found { client, shape, capacity, identity, cache }))
+    let (properties, target) = (client.properties().clone(), WgpuRuntime::target_properties);
+    let server = Box::new(CubeclServer::new(client));
+    Ok(CubeDevice::new(Found { server, properties, target, shape, capacity, identity, cache }))
 }
 
 /// Software drivers run units one after the other and pay for each barrier: products of XS take 6.0 s a step without, 11.0 s with them.

@@ -1,5 +1,6 @@
 //! What a GPU cannot do, and what happens when it fails: errors that name the thing, and nothing lost that was saved.
 
+use kiln::device::cube::CubeDevice;
 use kiln::device::{Target, wgpu};
 use kiln::layer::Layer;
 use kiln::prelude::*;
@@ -12,9 +13,9 @@ use std::sync::Arc;
 use crate::{small, wgpu as shared};
 
 /// A device of its own, which a test may change; none where the machine has none.
-fn own(case: &str, change: impl FnOnce(wgpu::Device) -> wgpu::Device) -> Option<Target> {
+fn own(case: &str, change: impl FnOnce(CubeDevice) -> CubeDevice) -> Option<Target> {
     shared(case)?;
-    Some(Target::Wgpu(Arc::new(change(wgpu::open().expect("there is a device")))))
+    Some(Target::Gpu(Arc::new(change(wgpu::open().expect("there is a device")))))
 }
 
 fn refused<L: Layer>(builder: TrainerBuilder<L>) -> String {
@@ -112,7 +113,7 @@ fn a_device_of_wgpu_that_fails_keeps_what_was_saved() {
     trainer.step(&batch(&small(), 0)).expect("a sound step");
     trainer.save(&file, &[]).expect("saved");
     let saved = std::fs::read(&file).expect("the file");
-    let Target::Wgpu(device) = &target else { panic!("a wgpu device") };
+    let Target::Gpu(device) = &target else { panic!("a wgpu device") };
     device.fail("the cable was pulled");
     for error in
         [trainer.step(&batch(&small(), 1)).map(|_| ()), trainer.save(&file, &[]), trainer.param("trunk.nf").map(|_| ())]

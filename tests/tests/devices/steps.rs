@@ -94,7 +94,7 @@ fn steps_on_wgpu_shaped_as_hardware_are_those_of_the_host() {
     let Some(_) = wgpu("steps_on_wgpu_shaped_as_hardware_are_those_of_the_host") else { return };
     let device = kiln::device::wgpu::open().expect("there is a device").with_shape(kiln::device::wgpu::HARDWARE);
     let start = || Trainer::<Dropped>::new(small()).seed(5).schedule(Schedule::constant(1e-3)).clip(1.0).accumulate(2);
-    compare("hardware", Target::Wgpu(std::sync::Arc::new(device)), start, &batches(3), [STEP, WEIGHTS]);
+    compare("hardware", Target::Gpu(std::sync::Arc::new(device)), start, &batches(3), [STEP, WEIGHTS]);
 }
 
 /// A unit of bf16 or f16 where a sum falls beside the middle of two numbers, and what training makes of it in a few steps.

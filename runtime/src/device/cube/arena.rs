@@ -1,16 +1,14 @@
 //! The arena of a CubeCL device: a list of chunks, each one allocation, made once after planning. Offsets come from the plan.
 
-use super::scratch::slice;
+use super::memory::Memory as Piece;
 use super::{Buffer, CubeDevice, CubeError};
 use crate::device::{DeviceError, OutOfMemory};
 use crate::exec::{Placed, Slot};
 use crate::plan::{Memory, Segment};
-use cubecl::prelude::Runtime;
-use cubecl::server::Handle;
 
 /// Chunks of one session.
 pub struct Arena {
-    chunks: Vec<Handle>,
+    chunks: Vec<Piece>,
     chunk: usize,
 }
 
@@ -19,7 +17,7 @@ impl Arena {
     ///
     /// # Errors
     /// [`DeviceError::TooLarge`] for a tensor beyond a chunk, [`DeviceError::Memory`] with the largest owners if the device has too little.
-    pub fn new<R: Runtime>(device: &CubeDevice<R>, placed: &Placed, memory: Memory) -> Result<Arena, DeviceError> {
+    pub fn new(device: &CubeDevice, placed: &Placed, memory: Memory) -> Result<Arena, DeviceError> {
         check_sizes(placed, memory)?;
         let total = placed.layout.total.max(memory.chunk.min(super::ALIGNMENT));
         let refused = |available| OutOfMemory::new(total, available, placed.owners());
@@ -27,39 +25,41 @@ impl Arena {
             return Err(refused(Some(available)).into());
         }
         let bytes = |i: usize| memory.chunk.min(total - i * memory.chunk);
-        let chunks = (0..total.div_ceil(memory.chunk)).map(|i| device.client.empty(bytes(i))).collect();
+        let chunks = (0..total.div_ceil(memory.chunk)).map(|i| device.server.allocate(bytes(i)));
+        let Ok(chunks) = chunks.collect() else { return Err(refused(None).into()) };
         let arena = Arena { chunks, chunk: memory.chunk };
         for i in 0..arena.chunks.len() {
             let last = i * memory.chunk + bytes(i) - super::ALIGNMENT;
             match device.holds(&arena.at(last, size_of::<u32>())) {
                 Ok(true) => {}
-                Ok(false) | Err(_) => return Err(refused(None).into()),
+                Ok(false) | Err(CubeError::Failed(_) | CubeError::Poisoned(_)) => return Err(refused(None).into()),
+                Err(other) => return Err(DeviceError::launch(other)),
             }
         }
         Ok(arena)
     }
 
     /// The bytes `offset..offset + bytes`, which the layout has put into one chunk.
-    pub fn at(&self, offset: usize, bytes: usize) -> Handle {
-        slice(&self.chunks[offset / self.chunk], offset % self.chunk, bytes)
+    pub fn at(&self, offset: usize, bytes: usize) -> Piece {
+        self.chunks[offset / self.chunk].slice(offset % self.chunk, bytes)
     }
 
     /// A tensor.
-    pub fn buffer<R: Runtime>(&self, device: &CubeDevice<R>, slot: Slot) -> Buffer {
+    pub fn buffer(&self, device: &CubeDevice, slot: Slot) -> Buffer {
         let Slot { offset, elements, dtype } = slot;
         // An empty tensor at the very end has no byte of its own.
         let offset = if elements == 0 { 0 } else { offset };
-        let handle = self.at(offset, elements * device.storage(dtype).size());
-        Buffer { handle, dtype, len: elements }
+        let memory = self.at(offset, elements * device.storage(dtype).size());
+        Buffer { memory, dtype, len: elements }
     }
 }
 
-impl<R: Runtime> CubeDevice<R> {
+impl CubeDevice {
     /// Whether memory holds what is written to it.
-    fn holds(&self, word: &Handle) -> Result<bool, CubeError> {
+    fn holds(&self, word: &Piece) -> Result<bool, CubeError> {
         const MARK: u32 = 0x6b69_6c6e;
         self.copy_words(&self.send(&MARK.to_le_bytes())?, word, 1)?;
-        Ok(self.receive(word.clone(), size_of::<u32>())? == MARK.to_le_bytes())
+        Ok(self.receive(word, size_of::<u32>())? == MARK.to_le_bytes())
     }
 }
 

@@ -52,7 +52,7 @@ impl Body {
     }
 }
 
-impl<R: Runtime> CubeDevice<R> {
+impl CubeDevice {
     /// The body that `define` builds, built when it is first asked for.
     ///
     /// # Errors

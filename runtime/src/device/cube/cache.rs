@@ -77,6 +77,32 @@ impl KernelCache {
         Ok(cache)
     }
 
+    /// Code that was kept under `key`, the hash of everything that it is made from. A file that is not what was written counts as none.
+    #[cfg(feature = "cuda")]
+    pub(in crate::device) fn read(&self, key: u64) -> Option<Vec<u8>> {
+        let bytes = fs::read(self.code_file(key)).ok()?;
+        let (hash, code) = bytes.split_first_chunk()?;
+        (u64::from_le_bytes(*hash) == xxh3_64(code)).then(|| code.to_vec())
+    }
+
+    /// Keeps code under a key. A folder that cannot be written keeps nothing.
+    #[cfg(feature = "cuda")]
+    pub(in crate::device) fn write(&self, key: u64, code: &[u8]) {
+        let write = || -> io::Result<()> {
+            let file = tempfile::NamedTempFile::new_in(&self.folder)?;
+            fs::write(file.path(), [&xxh3_64(code).to_le_bytes(), code].concat())?;
+            file.persist(self.code_file(key)).map_err(|e| e.error)?;
+            Ok(())
+        };
+        // It is compiled again at the next start.
+        let _ = write();
+    }
+
+    #[cfg(feature = "cuda")]
+    fn code_file(&self, key: u64) -> PathBuf {
+        self.folder.join(format!("{key:016x}.cubin"))
+    }
+
     /// Notes what the files hold now. A folder that cannot be written loses its seal at worst, and is then read line by line.
     pub fn seal(&self) {
         let mut text = String::new();

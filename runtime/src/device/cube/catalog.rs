@@ -88,6 +88,22 @@ pub enum LibraryKernel {
         /// Writes zeros beside it.
         clear: bool,
     },
+    /// A tensor into a matrix.
+    Pack {
+        /// Of both.
+        dtype: DType,
+        /// Lanes of a vector.
+        width: usize,
+    },
+    /// A matrix into a tensor.
+    Unpack {
+        /// Of the matrix and of the tensor.
+        types: [DType; 2],
+        /// Adds to the tensor.
+        accumulate: bool,
+        /// Lanes of a vector.
+        width: usize,
+    },
     /// Words as they are.
     CopyWords,
     /// One number everywhere.
@@ -135,7 +151,7 @@ pub enum LibraryKernel {
 }
 
 /// Whether a compiler may turn a·b + c into one operation with one rounding.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Arithmetic {
     /// It may not: maps and rows have the bits that their source says, on every device.
     AsWritten,
@@ -225,6 +241,13 @@ impl LibraryKernel {
             LibraryKernel::Window { types, clear } => {
                 Form { types, constants: flag(*clear), ..map("window", library::define_window) }
             }
+            LibraryKernel::Pack { dtype, width } => {
+                Form { types: from_ref(dtype), width: *width, ..map("pack", library::define_pack) }
+            }
+            LibraryKernel::Unpack { types, accumulate, width } => {
+                let unpack = map("unpack", library::define_unpack);
+                Form { types, accumulate: *accumulate, width: *width, ..unpack }
+            }
             LibraryKernel::CopyWords => map("copy_words", training::define_copy_words),
             LibraryKernel::Fill { width } => Form { width: *width, ..map("fill", training::define_fill) },
             LibraryKernel::Convert { types, accumulate, width } => {
@@ -255,11 +278,6 @@ impl LibraryKernel {
     /// Builds it.
     pub fn define(&self) -> DefineFn {
         self.form().define
-    }
-
-    /// How its sums of products may be computed.
-    pub fn arithmetic(&self) -> Arithmetic {
-        self.form().arithmetic
     }
 }
 
@@ -295,14 +313,14 @@ impl Profile {
 
     /// The key of a library kernel: its name stands for its body, which no user's crate can change.
     pub fn library(&self, kernel: &LibraryKernel) -> Spec {
-        let Form { name, types, rounds, constants, width, accumulate, units, .. } = kernel.form();
+        let Form { name, types, rounds, constants, width, accumulate, units, arithmetic, .. } = kernel.form();
         let cube_dim = match units {
             Units::Map => self.shape.map_units,
             Units::Row => self.shape.row_units,
             Units::Square => (self.square_side() * self.square_side()) as u32,
         };
-        let mut spec =
-            Spec { width, cube_dim, accumulate: u32::from(accumulate), constants, ..self.spec(name.to_owned(), types) };
+        let keyed = self.spec(name.to_owned(), types);
+        let mut spec = Spec { width, cube_dim, accumulate: u32::from(accumulate), constants, arithmetic, ..keyed };
         for (i, round) in rounds.iter().enumerate() {
             spec.roundings[types.len() + i] = round.map_or(Rounding::None, rounding);
         }
@@ -346,6 +364,8 @@ pub fn library_kernels() -> Vec<LibraryKernel> {
 fn of_precision(d: DType) -> Vec<LibraryKernel> {
     const F32: DType = DType::F32;
     let round = (d != F32).then_some(d);
+    // 16 bytes.
+    let widest = if d == F32 { 4 } else { 8 };
     let mut all = vec![
         LibraryKernel::ColumnSum { to: d, accumulate: false },
         LibraryKernel::Window { types: [d; 2], clear: false },
@@ -353,8 +373,13 @@ fn of_precision(d: DType) -> Vec<LibraryKernel> {
         LibraryKernel::Convert { types: [F32, d], accumulate: false, width: 4 },
         LibraryKernel::Convert { types: [d, F32], accumulate: true, width: 4 },
         LibraryKernel::Convert { types: [d, d], accumulate: false, width: 1 },
+        LibraryKernel::Pack { dtype: d, width: widest },
+        LibraryKernel::Pack { dtype: d, width: 1 },
+        LibraryKernel::Unpack { types: [d, d], accumulate: false, width: widest },
     ];
-    if d != F32 {
+    if d == F32 {
+        all.push(LibraryKernel::Unpack { types: [F32, F32], accumulate: true, width: widest });
+    } else {
         all.push(LibraryKernel::Convert { types: [d, F32], accumulate: false, width: 4 });
     }
     for (types, round, accumulate, along_k) in [

@@ -28,25 +28,42 @@ pub const CUDA_SHAPE: Shape =
 /// would use a number twice, and the same kernel would not have the same code.
 static COMPILING: Mutex<()> = Mutex::new(());
 
-/// What code is compiled for.
+/// What code is compiled for: a compute capability, 90 for 9.0.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Arch {
-    /// Ampere: A100.
-    Sm80,
-    /// Hopper: H100 and H200, with what only they have.
-    Sm90a,
+pub struct Arch {
+    compute: u32,
+    name: &'static str,
 }
 
 impl Arch {
-    /// All of them.
-    pub const ALL: [Arch; 2] = [Arch::Sm80, Arch::Sm90a];
+    /// Ampere: A100.
+    pub const SM80: Arch = Arch { compute: 80, name: "sm_80" };
+    /// Hopper: H100 and H200, with what only they have.
+    pub const SM90A: Arch = Arch { compute: 90, name: "sm_90a" };
+    /// Those that every kernel is compiled for in tests.
+    pub const ALL: [Arch; 2] = [Arch::SM80, Arch::SM90A];
+    /// Ampere without the A100, Ada, Blackwell.
+    const OTHERS: [Arch; 6] = [
+        Arch { compute: 86, name: "sm_86" },
+        Arch { compute: 87, name: "sm_87" },
+        Arch { compute: 89, name: "sm_89" },
+        Arch { compute: 100, name: "sm_100" },
+        Arch { compute: 103, name: "sm_103" },
+        Arch { compute: 120, name: "sm_120" },
+    ];
+
+    /// That of cards of a compute capability, if Kiln's kernels run on them.
+    pub fn of(compute: u32) -> Option<Arch> {
+        Arch::ALL.into_iter().chain(Arch::OTHERS).find(|a| a.compute == compute)
+    }
 
     /// NVIDIA's name.
     pub fn name(self) -> &'static str {
-        match self {
-            Arch::Sm80 => "sm_80",
-            Arch::Sm90a => "sm_90a",
-        }
+        self.name
+    }
+
+    fn is_hopper(self) -> bool {
+        self.compute == 90
     }
 }
 
@@ -97,7 +114,10 @@ pub struct CudaCompiler {
 impl CudaCompiler {
     /// For cards of `arch`.
     pub fn new(arch: Arch) -> CudaCompiler {
-        CudaCompiler { arch, profile: Profile { shape: CUDA_SHAPE, properties: properties(arch), target } }
+        let memory = if arch.is_hopper() { 80 << 30 } else { 40 << 30 };
+        let processors = if arch.is_hopper() { 132 } else { 108 };
+        let (properties, target) = cuda_profile(arch, processors, memory);
+        CudaCompiler { arch, profile: Profile { shape: CUDA_SHAPE, properties, target } }
     }
 
     /// A region's kernel: `emitted`, or its program walked.
@@ -112,7 +132,7 @@ impl CudaCompiler {
     ) -> Result<CudaSource, CubeError> {
         let prepared = self.profile.prepare(region, emitted, binding)?;
         let (spec, define) = prepared.kernel();
-        self.source(spec, define, Arithmetic::AsWritten)
+        self.source(spec, define)
     }
 
     /// A kernel of the library.
@@ -120,32 +140,44 @@ impl CudaCompiler {
     /// # Errors
     /// [`CubeError`] if CubeCL's compiler refuses it.
     pub fn library(&self, kernel: &LibraryKernel) -> Result<CudaSource, CubeError> {
-        self.source(&self.profile.library(kernel), kernel.define(), kernel.arithmetic())
+        self.source(&self.profile.library(kernel), kernel.define())
     }
 
-    /// As CubeCL's server compiles a launch: with checks of bounds, and positions as u32.
-    fn source(&self, spec: &Spec, define: DefineFn, arithmetic: Arithmetic) -> Result<CudaSource, CubeError> {
-        let definition = self.profile.try_define(spec, define)?;
-        let address = profile::settings(spec).address_type.unsigned_type();
-        let mut compiler = CppCompiler::<CudaDialect<CudaWmmaCompiler>>::default();
-        let (code, shared_bytes) = {
-            let _one_at_a_time = COMPILING.lock().unwrap_or_else(PoisonError::into_inner);
-            let mut kernel = compiler
-                .compile(definition, &options(self.arch), ExecutionMode::Checked, address)
-                .map_err(|e| CubeError::Build { kernel: spec.name.clone(), message: e.to_string() })?;
-            place_in_order(&mut kernel.body.shared_memories);
-            (kernel.to_string(), kernel.shared_memory_size())
-        };
-        Ok(CudaSource {
-            name: spec.name.clone(),
-            units: spec.cube_dim,
-            width: spec.width,
-            shared_bytes,
-            code: in_one_order(&code),
-            arithmetic,
-            arch: self.arch,
-        })
+    fn source(&self, spec: &Spec, define: DefineFn) -> Result<CudaSource, CubeError> {
+        cuda_source(&self.profile, spec, define, self.arch)
     }
+}
+
+/// A kernel as CUDA C++, with checks of bounds, and positions as u32.
+///
+/// # Errors
+/// [`CubeError`] if CubeCL's compiler refuses it.
+pub(in crate::device) fn cuda_source(
+    profile: &Profile,
+    spec: &Spec,
+    define: DefineFn,
+    arch: Arch,
+) -> Result<CudaSource, CubeError> {
+    let definition = profile.try_define(spec, define)?;
+    let address = profile::settings(spec).address_type.unsigned_type();
+    let mut compiler = CppCompiler::<CudaDialect<CudaWmmaCompiler>>::default();
+    let (code, shared_bytes) = {
+        let _one_at_a_time = COMPILING.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut kernel = compiler
+            .compile(definition, &options(arch), ExecutionMode::Checked, address)
+            .map_err(|e| CubeError::Build { kernel: spec.name.clone(), message: e.to_string() })?;
+        place_in_order(&mut kernel.body.shared_memories);
+        (kernel.to_string(), kernel.shared_memory_size())
+    };
+    Ok(CudaSource {
+        name: spec.name.clone(),
+        units: spec.cube_dim,
+        width: spec.width,
+        shared_bytes,
+        code: in_one_order(&code),
+        arithmetic: spec.arithmetic,
+        arch,
+    })
 }
 
 /// Lays shared memories one after the other by number; CubeCL does it in the order of a hash map. Those that share a place, since they never
@@ -196,7 +228,7 @@ fn declares(line: &str) -> bool {
 
 /// What CubeCL's CUDA runtime tells its compiler about such a card.
 fn options(arch: Arch) -> CompilationOptions {
-    let is_hopper = arch == Arch::Sm90a;
+    let is_hopper = arch.is_hopper();
     CompilationOptions {
         warp_size: 32,
         supports_features: CppSupportedFeatures {
@@ -210,14 +242,12 @@ fn options(arch: Arch) -> CompilationOptions {
     }
 }
 
-/// What CubeCL's CUDA runtime reads from the driver of such a card and then registers, but for tensor cores and the copy engine, which no
-/// kernel of Kiln uses through CubeCL.
-fn properties(arch: Arch) -> DeviceProperties {
-    // The smaller card of each kind: 40 GB and 80 GB, a quarter of which is CubeCL's largest page.
-    let (processors, memory) = match arch {
-        Arch::Sm80 => (108, 40 << 30),
-        Arch::Sm90a => (132, 80 << 30),
-    };
+/// What kernels may use on a card with so many multiprocessors and bytes, and the target of CubeCL's expansion.
+pub(in crate::device) fn cuda_profile(
+    arch: Arch,
+    processors: u32,
+    memory: usize,
+) -> (DeviceProperties, fn() -> TargetProperties) {
     let hardware = HardwareProperties {
         load_width: 128,
         plane_size_min: 32,
@@ -234,18 +264,19 @@ fn properties(arch: Arch) -> DeviceProperties {
         num_cpu_cores: None,
         max_vector_size: VectorSize::MAX,
     };
-    let memory = MemoryDeviceProperties { max_page_size: memory / 4, alignment: 512 };
+    // One allocation may take all; what a plan slices lies at multiples of its own alignment.
+    let memory = MemoryDeviceProperties { max_page_size: memory as u64, alignment: super::ALIGNMENT as u64 };
     let mut properties = DeviceProperties::new(Default::default(), memory, hardware, TimingMethod::System);
     register_supported_types(&mut properties);
     let features = &mut properties.features;
     features.memory_reinterpret = true;
     features.alignment = true;
     features.copy_async = true;
-    features.cube_cluster = arch == Arch::Sm90a;
+    features.cube_cluster = arch.is_hopper();
     features.plane.insert(Plane::Sync);
     features.plane.insert(Plane::Ops);
     features.plane.insert(Plane::NonUniformControlFlow);
-    properties
+    (properties, target)
 }
 
 /// Layouts of matrix fragments, as in CubeCL's CUDA runtime.

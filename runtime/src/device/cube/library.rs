@@ -3,13 +3,13 @@
 //!
 //! In: axes, sizes and element types. Out: results with the bits that sizes alone determine. Never waits for the device.
 
+use super::product::VendorDot;
 use super::profile::U32;
 use super::scratch::Scratch;
-use super::{Barriers, Bound, Buffer, CubeDevice, CubeError, Handle, LibraryKernel};
+use super::{Barriers, Bound, Buffer, CubeDevice, CubeError, LibraryKernel, Memory};
 use crate::kernels::library::DOT_BLOCK;
 use crate::plan::arena::align;
 use cubecl::ir::Type;
-use cubecl::prelude::*;
 use kiln_compiler::ir::{Axis, DType, Sizes};
 
 /// Most elements of a chunk of logits (16 MiB): large enough to fill a device, small beside a model.
@@ -18,10 +18,10 @@ const LOGITS: usize = 1 << 22;
 /// Offsets of `dot_general`: for each index tuple of a group of axes the position in the operands and the result.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DotTables {
-    batch: [Vec<u32>; 3],
-    row: [Vec<u32>; 2],
-    k: [Vec<u32>; 2],
-    col: [Vec<u32>; 2],
+    pub(super) batch: [Vec<u32>; 3],
+    pub(super) row: [Vec<u32>; 2],
+    pub(super) k: [Vec<u32>; 2],
+    pub(super) col: [Vec<u32>; 2],
 }
 
 /// Positions of all index tuples of `axes`, row-major, in a contiguous tensor over `shape`.
@@ -65,6 +65,11 @@ impl DotTables {
         })
     }
 
+    /// Whether there is nothing to compute, or nothing to sum.
+    pub(super) fn is_empty(&self) -> bool {
+        self.extents().contains(&0)
+    }
+
     /// batches, M, N, K.
     fn extents(&self) -> [usize; 4] {
         [self.batch[0].len(), self.row[0].len(), self.col[0].len(), self.k[0].len()]
@@ -86,13 +91,23 @@ impl DotTables {
 /// A planned `dot_general`.
 #[derive(Clone, Debug)]
 pub struct Dot {
-    table: Handle,
+    table: Memory,
     table_len: usize,
     extents: [usize; 4],
     /// Whether neighbours of a and of b lie along the contracted axes.
     along_k: [bool; 2],
     types: [DType; 3],
     round: Option<DType>,
+    /// The vendor's way, where it has one.
+    vendor: Option<VendorDot>,
+    scratch_bytes: usize,
+}
+
+impl Dot {
+    /// Scratch that a run takes, in bytes.
+    pub(super) fn scratch_bytes(&self) -> usize {
+        self.scratch_bytes
+    }
 }
 
 /// A planned `attention` or its derivative.
@@ -187,9 +202,9 @@ impl Window {
     }
 }
 
-impl<R: Runtime> CubeDevice<R> {
+impl CubeDevice {
     pub(super) fn bound<'a>(&self, buffer: &'a Buffer) -> Bound<'a> {
-        Bound { handle: &buffer.handle, len: buffer.len, ty: Type::new(self.storage(buffer.dtype)) }
+        Bound { memory: &buffer.memory, len: buffer.len, ty: Type::new(self.storage(buffer.dtype)) }
     }
 
     /// One unit for each of `units`.
@@ -219,7 +234,7 @@ impl<R: Runtime> CubeDevice<R> {
     }
 
     /// A table on the device; the same content is sent once.
-    fn table(&self, words: &[u8]) -> Result<Handle, CubeError> {
+    pub(super) fn table(&self, words: &[u8]) -> Result<Memory, CubeError> {
         let mut tables = self.tables.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         if let Some(known) = tables.get(words) {
             return Ok(known.clone());
@@ -237,15 +252,26 @@ impl<R: Runtime> CubeDevice<R> {
         let words = tables.words();
         let table = self.table(&words)?;
         let (table_len, along_k) = (words.len() / size_of::<u32>(), tables.along_k());
-        Ok(Dot { table, table_len, extents: tables.extents(), along_k, types, round })
+        let vendor = self.vendor_dot(tables, types, round)?;
+        let scratch_bytes = vendor.as_ref().map_or(0, |v| v.scratch_bytes());
+        Ok(Dot { table, table_len, extents: tables.extents(), along_k, types, round, vendor, scratch_bytes })
     }
 
     /// c = a·b, or c += a·b.
     ///
     /// # Errors
     /// [`CubeError`] if the launch is refused.
-    pub fn dot(&self, dot: &Dot, a: &Buffer, b: &Buffer, c: &Buffer, accumulate: bool) -> Result<(), CubeError> {
-        let table = Bound { handle: &dot.table, len: dot.table_len, ty: Type::new(U32) };
+    pub fn dot(
+        &self,
+        dot: &Dot,
+        [a, b, c]: [&Buffer; 3],
+        accumulate: bool,
+        scratch: &mut Scratch,
+    ) -> Result<(), CubeError> {
+        if let Some(vendor) = &dot.vendor {
+            return self.run_vendor_dot(vendor, [a, b, c], accumulate, scratch);
+        }
+        let table = Bound { memory: &dot.table, len: dot.table_len, ty: Type::new(U32) };
         let buffers = [self.bound(a), self.bound(b), table, self.bound(c)];
         let [batches, m, n, _] = dot.extents;
         let tiles = |tile: usize| batches * m.div_ceil(tile) * n.div_ceil(tile);
@@ -372,7 +398,7 @@ impl<R: Runtime> CubeDevice<R> {
         let logits = self.logits(plan, scratch)?;
         let of_rows = [scratch.take(self, DType::F32, plan.rows)?, scratch.take(self, DType::F32, plan.rows)?];
         for chunk in &plan.chunks {
-            self.dot(&chunk.logits, x, w, &logits, false)?;
+            self.dot(&chunk.logits, [x, w, &logits], false, scratch)?;
             let buffers = [&logits, targets, lse, &of_rows[0], &of_rows[1]].map(|b| self.bound(b));
             let cubes = chunk.rows.clamp(1, self.profile.max_cubes());
             let indices = [chunk.first, chunk.rows, plan.vocab];
@@ -396,13 +422,13 @@ impl<R: Runtime> CubeDevice<R> {
     ) -> Result<(), CubeError> {
         let logits = self.logits(plan, scratch)?;
         for (i, chunk) in plan.chunks.iter().enumerate() {
-            self.dot(&chunk.logits, x, w, &logits, false)?;
+            self.dot(&chunk.logits, [x, w, &logits], false, scratch)?;
             let buffers = [&logits, targets, lse, d_sum].map(|b| self.bound(b));
             let indices = [chunk.first, chunk.rows, plan.vocab];
             let units = chunk.rows * plan.vocab;
             self.launch_units(LibraryKernel::LossGradient, units, &buffers, &indices, &[])?;
-            self.dot(&chunk.dx, &logits, w, dx, false)?;
-            self.dot(&chunk.dw, &logits, x, dw, accumulate || i > 0)?;
+            self.dot(&chunk.dx, [&logits, w, dx], false, scratch)?;
+            self.dot(&chunk.dw, [&logits, x, dw], accumulate || i > 0, scratch)?;
         }
         Ok(())
     }

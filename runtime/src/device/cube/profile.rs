@@ -1,7 +1,7 @@
 //! What the code of kernels depends on, on one kind of device: launch shapes, properties, the target of CubeCL's expansion. It needs no
 //! open device, so code can be made, read and compiled for a card that is not there.
 
-use super::{CubeError, DefineFn, Shape, Spec};
+use super::{Arithmetic, CubeError, DefineFn, Shape, Spec};
 use crate::kernels::{self, Rounding};
 use cubecl::ir::{DeviceProperties, ElemType, FloatKind, IntKind, StorageType, TargetProperties, UIntKind};
 use cubecl::prelude::*;
@@ -52,6 +52,7 @@ impl Profile {
             cube_dim: self.shape.map_units,
             accumulate: 0,
             constants: [0; 2],
+            arithmetic: Arithmetic::AsWritten,
             program: None,
         };
         for (slot, &dtype) in types.iter().enumerate() {

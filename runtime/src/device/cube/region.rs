@@ -7,7 +7,6 @@ use crate::kernels;
 use crate::layer::KernelDef;
 use crate::plan::arena::align;
 use cubecl::ir::Type;
-use cubecl::prelude::*;
 use kiln_compiler::fuse::kernel::Kernel;
 use kiln_compiler::fuse::{BufferArg, Index, IndexArg, Region, ScalarArg};
 use kiln_compiler::ir::{Attr, Axis, DType, Sizes};
@@ -165,7 +164,7 @@ impl Profile {
     }
 }
 
-impl<R: Runtime> CubeDevice<R> {
+impl CubeDevice {
     /// Makes a region ready and builds its kernel once.
     ///
     /// # Errors
@@ -218,16 +217,16 @@ impl<R: Runtime> CubeDevice<R> {
         let mut bound = Vec::new();
         for (buffer, arg) in prepared.kernel.buffers.iter().zip(region.abi().buffers) {
             let partial = |o: usize| partials.iter().find(|(p, _)| *p == o).map(|(_, b)| b);
-            let (handle, len) = match arg {
-                BufferArg::Input(i) => (&inputs[i].handle, inputs[i].len),
-                BufferArg::Output(o) => (&outputs[o].handle, outputs[o].len),
+            let (memory, len) = match arg {
+                BufferArg::Input(i) => (&inputs[i].memory, inputs[i].len),
+                BufferArg::Output(o) => (&outputs[o].memory, outputs[o].len),
                 BufferArg::Partial(o) => {
                     let p = partial(o).expect("each sum over rows has its partial sums");
-                    (&p.handle, p.len)
+                    (&p.memory, p.len)
                 }
                 BufferArg::Random => {
                     let words = random.expect("the number of buffers was checked");
-                    (&words.handle, words.len)
+                    (&words.memory, words.len)
                 }
             };
             let storage = match (buffer.dtype, arg) {
@@ -236,7 +235,7 @@ impl<R: Runtime> CubeDevice<R> {
                 (None, _) => F32,
             };
             let width = if buffer.vector { prepared.spec.width } else { 1 };
-            bound.push(Bound { handle, len, ty: Type::new(storage).with_vector_size(width) });
+            bound.push(Bound { memory, len, ty: Type::new(storage).with_vector_size(width) });
         }
         self.launch(&spec, prepared.define, prepared.cubes, &bound, &prepared.indices, &prepared.scalars)?;
         for (o, partial) in &partials {
@@ -264,7 +263,7 @@ impl<R: Runtime> CubeDevice<R> {
         let words = streams.iter().flat_map(|s| [s.key, s.offset]);
         let bytes: Vec<u8> = std::iter::once(step).chain(words).flat_map(u64::to_le_bytes).collect();
         let len = bytes.len() / size_of::<u32>();
-        Ok(Some(Buffer { handle: self.send(&bytes)?, dtype: DType::I32, len }))
+        Ok(Some(Buffer { memory: self.send(&bytes)?, dtype: DType::I32, len }))
     }
 
     /// The second stage of a sum over rows.

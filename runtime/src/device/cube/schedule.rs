@@ -14,7 +14,6 @@ use crate::kernels::training::{SQUARES_STRIDE, START_WORDS, report};
 use crate::plan::arena::align;
 use crate::plan::{self, Plan, Step, Work, Write};
 use crate::user_op;
-use cubecl::prelude::Runtime;
 use kiln_compiler::ir::{Attrs, Axis, DType, Sizes, Type};
 use kiln_compiler::ops;
 use std::sync::Arc;
@@ -40,11 +39,8 @@ impl Operation {
             Operation::Region(p) => p.scratch_bytes(),
             Operation::AttentionVjp(p, _) => p.scratch_bytes(),
             Operation::Loss(p) | Operation::LossVjp(p, _) => p.scratch_bytes(),
-            Operation::Dot(..)
-            | Operation::Attention(..)
-            | Operation::Sort(_)
-            | Operation::Windows(_)
-            | Operation::Convert(_) => 0,
+            Operation::Dot(p, _) => p.scratch_bytes(),
+            Operation::Attention(..) | Operation::Sort(_) | Operation::Windows(_) | Operation::Convert(_) => 0,
         }
     }
 }
@@ -82,8 +78,8 @@ struct Program {
 }
 
 /// The plans of one session on a device.
-pub struct Schedule<R: Runtime> {
-    device: Arc<CubeDevice<R>>,
+pub struct Schedule {
+    device: Arc<CubeDevice>,
     placed: Placed,
     arena: Arena,
     train: Option<Program>,
@@ -95,12 +91,12 @@ pub struct Schedule<R: Runtime> {
     report: Buffer,
 }
 
-impl<R: Runtime> Schedule<R> {
+impl Schedule {
     /// Makes a kernel for every step, then allocates the arena.
     ///
     /// # Errors
     /// [`DeviceError`] names the step that has no kernel, or who needs how much memory.
-    pub fn open(device: Arc<CubeDevice<R>>, job: Job) -> Result<Self, DeviceError> {
+    pub fn open(device: Arc<CubeDevice>, job: Job) -> Result<Self, DeviceError> {
         if job.inspects {
             let what = "does not inspect memory; `poison` needs the host".to_owned();
             return Err(DeviceError::Unsupported { device: device.name(), what });
@@ -183,7 +179,9 @@ impl<R: Runtime> Schedule<R> {
                 let args = RegionArgs { inputs, outputs, accumulate: &[], random: launch.random.as_ref() };
                 device.run_region(prepared, &args, &mut scratch)
             }
-            Operation::Dot(dot, write) => device.dot(dot, input(0), input(1), output(0), write.adds(micro)),
+            Operation::Dot(dot, write) => {
+                device.dot(dot, [input(0), input(1), output(0)], write.adds(micro), &mut scratch)
+            }
             Operation::Attention(plan, round) => {
                 device.attention(plan, [input(0), input(1), input(2)], [output(0), output(1)], *round)
             }
@@ -227,7 +225,7 @@ impl<R: Runtime> Schedule<R> {
     }
 }
 
-impl<R: Runtime> Device for Schedule<R> {
+impl Device for Schedule {
     fn placed(&self) -> &Placed {
         &self.placed
     }
@@ -249,7 +247,7 @@ impl<R: Runtime> Device for Schedule<R> {
         };
         let sent = self.device.upload(to.dtype, &wide).map_err(failure)?;
         let buffer = self.arena.buffer(&self.device, to);
-        self.device.copy_words(&sent.handle, &buffer.handle, self.words(to)).map_err(failure)
+        self.device.copy_words(&sent.memory, &buffer.memory, self.words(to)).map_err(failure)
     }
 
     fn read(&self, from: Slot, out: &mut [f32]) -> Result<(), DeviceError> {
@@ -378,7 +376,7 @@ impl<R: Runtime> Device for Schedule<R> {
     }
 }
 
-impl<R: Runtime> Queue for Schedule<R> {
+impl Queue for Schedule {
     fn collect(&mut self, first: bool) -> Result<(), DeviceError> {
         let outputs = &self.program(Mode::Train).outputs;
         self.device.collect([&outputs[0], &outputs[1]], &self.report, first).map_err(failure)
@@ -407,8 +405,8 @@ impl<R: Runtime> Queue for Schedule<R> {
 }
 
 /// Operations of a plan with their buffers.
-fn bound<R: Runtime>(
-    device: &CubeDevice<R>,
+fn bound(
+    device: &CubeDevice,
     placed: &Placed,
     arena: &Arena,
     mode: Mode,
@@ -451,13 +449,13 @@ fn bound<R: Runtime>(
         false => {
             let n = table.len() / START_WORDS;
             let bytes: Vec<u8> = table.iter().flat_map(|x| x.to_le_bytes()).collect();
-            let table = Buffer { handle: device.send(&bytes).map_err(failure)?, dtype: DType::I32, len: table.len() };
+            let table = Buffer { memory: device.send(&bytes).map_err(failure)?, dtype: DType::I32, len: table.len() };
             let bytes: Vec<u8> = words.iter().flat_map(|x| x.to_le_bytes()).collect();
             let words =
-                Buffer { handle: device.send(&bytes).map_err(failure)?, dtype: DType::I32, len: words.len() * 2 };
+                Buffer { memory: device.send(&bytes).map_err(failure)?, dtype: DType::I32, len: words.len() * 2 };
             for (launch, region) in launches.iter_mut().zip(&regions) {
                 launch.random = region.map(|(first, len)| Buffer {
-                    handle: super::scratch::slice(&words.handle, first * 4, len * 4),
+                    memory: words.memory.slice(first * 4, len * 4),
                     dtype: DType::I32,
                     len,
                 });
@@ -474,7 +472,7 @@ fn bound<R: Runtime>(
 }
 
 /// What a step launches.
-fn prepared<R: Runtime>(device: &CubeDevice<R>, plan: &Plan, step: &Step, job: &Job) -> Result<Operation, CubeError> {
+fn prepared(device: &CubeDevice, plan: &Plan, step: &Step, job: &Job) -> Result<Operation, CubeError> {
     match &step.work {
         Work::Accumulate(write) => Ok(Operation::Convert(*write)),
         // More than one rank is refused before.
@@ -519,7 +517,7 @@ impl Library<'_> {
         self.rounds[i].first().copied()
     }
 
-    fn prepared<R: Runtime>(&self, device: &CubeDevice<R>) -> Result<Option<Operation>, CubeError> {
+    fn prepared(&self, device: &CubeDevice) -> Result<Option<Operation>, CubeError> {
         let Library { attrs, inputs, outputs, write, sizes, .. } = *self;
         Ok(Some(match self.op {
             "dot_general" => {

@@ -10,10 +10,10 @@ use kiln_compiler::ir::Sizes;
 use std::sync::LazyLock;
 
 /// One device for all cases: opening one takes seconds on software drivers.
-static DEVICE: LazyLock<Option<wgpu::Device>> = LazyLock::new(|| wgpu::open().ok());
+static DEVICE: LazyLock<Option<CubeDevice>> = LazyLock::new(|| wgpu::open().ok());
 
 /// The device; where there is none, the case says so and is counted as skipped by `cargo xtask test`.
-fn device(case: &str) -> Option<&'static wgpu::Device> {
+fn device(case: &str) -> Option<&'static CubeDevice> {
     if let (None, Some(list)) = (&*DEVICE, std::env::var_os("KILN_SKIPS")) {
         let line = format!("{case}\tno wgpu device\n");
         let file = std::fs::OpenOptions::new().append(true).create(true).open(list);
@@ -41,15 +41,15 @@ fn told(error: CubeError) -> String {
     text
 }
 
-fn spec(device: &wgpu::Device, name: &str) -> Spec {
+fn spec(device: &CubeDevice, name: &str) -> Spec {
     Spec { name: name.to_owned(), ..device.profile.library(&LibraryKernel::Factor) }
 }
 
 fn f32s(buffer: &Buffer, len: usize) -> Bound<'_> {
-    Bound { handle: &buffer.handle, len, ty: Type::new(StorageType::Scalar(ElemType::Float(FloatKind::F32))) }
+    Bound { memory: &buffer.memory, len, ty: Type::new(StorageType::Scalar(ElemType::Float(FloatKind::F32))) }
 }
 
-fn still_works(device: &wgpu::Device) {
+fn still_works(device: &CubeDevice) {
     let y = device.empty(DType::F32, 9).unwrap();
     device.fill(&y, 2.5).unwrap();
     assert_eq!(device.download(&y).unwrap(), [2.5; 9]);
@@ -82,7 +82,7 @@ fn an_oversize_buffer_on_wgpu_is_refused() {
 fn a_misaligned_slice_on_wgpu_is_refused() {
     let Some(device) = device("a_misaligned_slice_on_wgpu_is_refused") else { return };
     let x = device.upload(DType::F32, &[0.0; 100]).unwrap();
-    let shifted = Buffer { handle: x.handle.clone().offset_start(4), ..x };
+    let shifted = Buffer { memory: x.memory.slice(4, 4 * 96), ..x };
     let refused = device.launch(&spec(device, "shifted"), define_fill, 1, &[f32s(&shifted, 8)], &[8], &[1.0]);
     let text = told(refused.unwrap_err());
     assert!(text.contains("`shifted`") && text.contains("begins at byte 4"), "{text}");

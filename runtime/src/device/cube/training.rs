@@ -1,5 +1,6 @@
 //! Launches of a training step that belong to no operation of a model: copies, the start of a run, gradient norms, optimizers.
 
+use super::Memory;
 use super::profile::{F32, U32};
 use super::{Bound, Buffer, CubeDevice, CubeError, LibraryKernel};
 use crate::device::{StepEnd, Update, mean};
@@ -7,8 +8,6 @@ use crate::exec::Run;
 use crate::kernels::training::{REPORT, SQUARES_STRIDE};
 use crate::optim::{AdamWStep, SgdStep};
 use cubecl::ir::Type;
-use cubecl::prelude::Runtime;
-use cubecl::server::Handle;
 use kiln_compiler::ir::DType;
 use std::time::{Duration, Instant};
 
@@ -38,16 +37,16 @@ pub struct Range {
 }
 
 fn f32s(buffer: &Buffer, width: usize) -> Bound<'_> {
-    Bound { handle: &buffer.handle, len: buffer.len, ty: Type::new(F32).with_vector_size(width) }
+    Bound { memory: &buffer.memory, len: buffer.len, ty: Type::new(F32).with_vector_size(width) }
 }
 
-fn words(handle: &Handle, len: usize) -> Bound<'_> {
-    Bound { handle, len, ty: Type::new(U32) }
+fn words(memory: &Memory, len: usize) -> Bound<'_> {
+    Bound { memory, len, ty: Type::new(U32) }
 }
 
-impl<R: Runtime> CubeDevice<R> {
+impl CubeDevice {
     /// Copies `len` words within the device.
-    pub(super) fn copy_words(&self, from: &Handle, to: &Handle, len: usize) -> Result<(), CubeError> {
+    pub(super) fn copy_words(&self, from: &Memory, to: &Memory, len: usize) -> Result<(), CubeError> {
         let buffers = [words(from, len), words(to, len)];
         self.launch_units(LibraryKernel::CopyWords, len, &buffers, &[len], &[])
     }
@@ -101,7 +100,7 @@ impl<R: Runtime> CubeDevice<R> {
     /// Sets the streams and the loss scale of a run.
     pub(super) fn start(&self, streams: &Streams, scale: &Buffer, run: Run) -> Result<(), CubeError> {
         let Streams { table, words: places, n } = streams;
-        let buffers = [words(&table.handle, table.len), words(&places.handle, places.len), f32s(scale, 1)];
+        let buffers = [words(&table.memory, table.len), words(&places.memory, places.len), f32s(scale, 1)];
         let (low, high) = (run.step as u32 as usize, (run.step >> 32) as usize);
         let indices = [*n, low, high, run.part];
         self.launch_units(LibraryKernel::Start, *n, &buffers, &indices, &[run.loss_scale])

@@ -8,6 +8,7 @@ mod attention;
 mod dot;
 mod dot_tiled;
 mod loss;
+mod pack;
 mod sort;
 mod window;
 
@@ -15,6 +16,7 @@ pub use attention::{define_attention, define_attention_keys, define_attention_qu
 pub use dot::define_dot_general;
 pub use dot_tiled::define_dot_general_tiled;
 pub use loss::{define_loss_gradient, define_loss_rows, define_loss_sum};
+pub use pack::{define_pack, define_unpack};
 pub use sort::define_sort_index;
 pub use window::define_window;
 
