@@ -125,6 +125,8 @@ pub struct Shape {
     pub column_cubes: usize,
     /// Widest vector.
     pub width: usize,
+    /// Most elements of a chunk of logits: enough to fill the device, few beside a model.
+    pub logits: usize,
     /// Which form of a kernel is faster.
     pub barriers: Barriers,
 }

@@ -74,11 +74,24 @@ pub enum LibraryKernel {
         causal: bool,
     },
     /// Losses of rows of logits.
-    LossRows,
+    LossRows {
+        /// Lanes of a vector.
+        width: usize,
+    },
     /// Sum of the losses.
     LossSum,
-    /// Logits to their cotangents.
-    LossGradient,
+    /// Logits to their cotangents, in place.
+    LossGradient {
+        /// Lanes of a vector.
+        width: usize,
+    },
+    /// Logits to their cotangents, rounded.
+    LossGradientRounded {
+        /// What they are rounded to.
+        to: DType,
+        /// Lanes of a vector.
+        width: usize,
+    },
     /// Positions of ids in order of id.
     SortIndex,
     /// A window of one axis moved into another tensor.
@@ -234,9 +247,15 @@ impl LibraryKernel {
                 constants: [*head, usize::from(*causal)],
                 ..product("attention_keys", library::define_attention_keys)
             },
-            LibraryKernel::LossRows => row("loss_rows", library::define_loss_rows),
+            LibraryKernel::LossRows { width } => Form { width: *width, ..row("loss_rows", library::define_loss_rows) },
             LibraryKernel::LossSum => row("loss_sum", library::define_loss_sum),
-            LibraryKernel::LossGradient => map("loss_gradient", library::define_loss_gradient),
+            LibraryKernel::LossGradient { width } => {
+                Form { width: *width, ..map("loss_gradient", library::define_loss_gradient) }
+            }
+            LibraryKernel::LossGradientRounded { to, width } => {
+                let rounded = map("loss_gradient_rounded", library::define_loss_gradient_rounded);
+                Form { types: from_ref(to), width: *width, ..rounded }
+            }
             LibraryKernel::SortIndex => map("sort_index", library::define_sort_index),
             LibraryKernel::Window { types, clear } => {
                 Form { types, constants: flag(*clear), ..map("window", library::define_window) }
@@ -336,9 +355,7 @@ pub fn library_kernels() -> Vec<LibraryKernel> {
     const WIDTHS: [usize; 2] = [1, 4];
     let mut all = vec![
         LibraryKernel::ColumnSum { to: DType::F32, accumulate: true },
-        LibraryKernel::LossRows,
         LibraryKernel::LossSum,
-        LibraryKernel::LossGradient,
         LibraryKernel::SortIndex,
         LibraryKernel::CopyWords,
         LibraryKernel::Start,
@@ -353,6 +370,8 @@ pub fn library_kernels() -> Vec<LibraryKernel> {
         all.push(LibraryKernel::Close { skips_overflow: on });
     }
     for width in WIDTHS {
+        all.push(LibraryKernel::LossRows { width });
+        all.push(LibraryKernel::LossGradient { width });
         all.push(LibraryKernel::Fill { width });
         all.push(LibraryKernel::AdamW { width });
         all.extend([false, true].map(|nesterov| LibraryKernel::Sgd { nesterov, width }));
@@ -380,6 +399,7 @@ fn of_precision(d: DType) -> Vec<LibraryKernel> {
     if d == F32 {
         all.push(LibraryKernel::Unpack { types: [F32, F32], accumulate: true, width: widest });
     } else {
+        all.push(LibraryKernel::LossGradientRounded { to: d, width: 4 });
         all.push(LibraryKernel::Convert { types: [d, F32], accumulate: false, width: 4 });
     }
     for (types, round, accumulate, along_k) in [

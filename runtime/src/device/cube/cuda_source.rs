@@ -22,7 +22,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 /// Launches on cards: four cubes for each of about a hundred multiprocessors share a sum over rows; 256 units fill one with eight cubes; 16
 /// bytes of f32 are the widest load.
 pub const CUDA_SHAPE: Shape =
-    Shape { map_units: 256, row_units: 256, column_cubes: 512, width: 4, barriers: Barriers::Cheap };
+    Shape { map_units: 256, row_units: 256, column_cubes: 512, width: 4, logits: 1 << 27, barriers: Barriers::Cheap };
 
 /// CubeCL numbers temporary variables while it prints, with one counter for the process that each compilation sets back: two threads at once
 /// would use a number twice, and the same kernel would not have the same code.

@@ -12,9 +12,6 @@ use crate::plan::arena::align;
 use cubecl::ir::Type;
 use kiln_compiler::ir::{Axis, DType, Sizes};
 
-/// Most elements of a chunk of logits (16 MiB): large enough to fill a device, small beside a model.
-const LOGITS: usize = 1 << 22;
-
 /// Offsets of `dot_general`: for each index tuple of a group of axes the position in the operands and the result.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DotTables {
@@ -126,6 +123,8 @@ pub struct Attention {
 pub struct Loss {
     rows: usize,
     vocab: usize,
+    /// What the cotangents of logits are rounded to: the operands' type for tensor cores, f32 elsewhere.
+    gradient: DType,
     chunks: Vec<LossChunk>,
 }
 
@@ -181,7 +180,11 @@ impl Loss {
 
     /// Scratch that a run takes, in bytes.
     pub(super) fn scratch_bytes(&self) -> usize {
-        align(self.logits_len() * size_of::<f32>()) + 2 * align(self.rows * size_of::<f32>())
+        let logits = align(self.logits_len() * size_of::<f32>());
+        // The rounded cotangents are no wider than the logits.
+        let rounded = if self.gradient == DType::F32 { 0 } else { logits };
+        let dots = self.chunks.iter().flat_map(|c| [&c.logits, &c.dx, &c.dw]).map(Dot::scratch_bytes).sum::<usize>();
+        logits + rounded + dots + 2 * align(self.rows * size_of::<f32>())
     }
 }
 
@@ -345,8 +348,8 @@ impl CubeDevice {
         [x, w, dx, dw]: [DType; 4],
         rounds: [Option<DType>; 2],
     ) -> Result<Loss, CubeError> {
-        let most = (LOGITS / vocab.max(1)).clamp(1, rows.max(1));
-        let mut chunks = Vec::new();
+        let most = (self.profile.shape.logits / vocab.max(1)).clamp(1, rows.max(1));
+        let (mut chunks, mut gradient) = (Vec::new(), DType::F32);
         for first in (0..rows).step_by(most) {
             let n = most.min(rows - first);
             let start = (first * d) as u32;
@@ -368,15 +371,17 @@ impl CubeDevice {
                 k: [steps(n, vocab), steps(n, d)],
                 col: [steps(d, 1), steps(d, 1)],
             };
+            let logits = self.prepare_dot(&logits, [x, w, DType::F32], None)?;
+            gradient = if logits.vendor.is_some() { x } else { DType::F32 };
             chunks.push(LossChunk {
                 first,
                 rows: n,
-                logits: self.prepare_dot(&logits, [x, w, DType::F32], None)?,
-                dx: self.prepare_dot(&of_x, [DType::F32, w, dx], rounds[0])?,
-                dw: self.prepare_dot(&of_w, [DType::F32, x, dw], rounds[1])?,
+                logits,
+                dx: self.prepare_dot(&of_x, [gradient, w, dx], rounds[0])?,
+                dw: self.prepare_dot(&of_w, [gradient, x, dw], rounds[1])?,
             });
         }
-        Ok(Loss { rows, vocab, chunks })
+        Ok(Loss { rows, vocab, gradient, chunks })
     }
 
     /// Scratch for the logits of the largest chunk.
@@ -396,13 +401,15 @@ impl CubeDevice {
         scratch: &mut Scratch,
     ) -> Result<(), CubeError> {
         let logits = self.logits(plan, scratch)?;
+        let width = self.width_of(plan.vocab);
         let of_rows = [scratch.take(self, DType::F32, plan.rows)?, scratch.take(self, DType::F32, plan.rows)?];
         for chunk in &plan.chunks {
             self.dot(&chunk.logits, [x, w, &logits], false, scratch)?;
-            let buffers = [&logits, targets, lse, &of_rows[0], &of_rows[1]].map(|b| self.bound(b));
+            let mut buffers = [&logits, targets, lse, &of_rows[0], &of_rows[1]].map(|b| self.bound(b));
+            buffers[0].ty = buffers[0].ty.with_vector_size(width);
             let cubes = chunk.rows.clamp(1, self.profile.max_cubes());
-            let indices = [chunk.first, chunk.rows, plan.vocab];
-            self.launch_cubes(LibraryKernel::LossRows, cubes, &buffers, &indices, &[])?;
+            let indices = [chunk.first, chunk.rows, plan.vocab / width];
+            self.launch_cubes(LibraryKernel::LossRows { width }, cubes, &buffers, &indices, &[])?;
         }
         let buffers = [&of_rows[0], &of_rows[1], sum, count].map(|b| self.bound(b));
         self.launch_cubes(LibraryKernel::LossSum, 1, &buffers, &[plan.rows], &[])
@@ -421,14 +428,34 @@ impl CubeDevice {
         scratch: &mut Scratch,
     ) -> Result<(), CubeError> {
         let logits = self.logits(plan, scratch)?;
+        let width = self.width_of(plan.vocab);
+        let rounded = match plan.gradient {
+            DType::F32 => None,
+            to => Some(scratch.take(self, to, plan.logits_len())?),
+        };
         for (i, chunk) in plan.chunks.iter().enumerate() {
             self.dot(&chunk.logits, [x, w, &logits], false, scratch)?;
-            let buffers = [&logits, targets, lse, d_sum].map(|b| self.bound(b));
-            let indices = [chunk.first, chunk.rows, plan.vocab];
-            let units = chunk.rows * plan.vocab;
-            self.launch_units(LibraryKernel::LossGradient, units, &buffers, &indices, &[])?;
-            self.dot(&chunk.dx, [&logits, w, dx], false, scratch)?;
-            self.dot(&chunk.dw, [&logits, x, dw], accumulate || i > 0, scratch)?;
+            let vectors = |b: &'_ Buffer| self.bound(b).ty.with_vector_size(width);
+            let of_logits = Bound { ty: vectors(&logits), ..self.bound(&logits) };
+            let [targets, lse, d_sum] = [targets, lse, d_sum].map(|b| self.bound(b));
+            let indices = [chunk.first, chunk.rows, plan.vocab / width];
+            let units = chunk.rows * plan.vocab / width;
+            let d_logits = match &rounded {
+                None => {
+                    let buffers = [of_logits, targets, lse, d_sum];
+                    self.launch_units(LibraryKernel::LossGradient { width }, units, &buffers, &indices, &[])?;
+                    &logits
+                }
+                Some(rounded) => {
+                    let of_rounded = Bound { ty: vectors(rounded), ..self.bound(rounded) };
+                    let buffers = [of_logits, targets, lse, d_sum, of_rounded];
+                    let kernel = LibraryKernel::LossGradientRounded { to: plan.gradient, width };
+                    self.launch_units(kernel, units, &buffers, &indices, &[])?;
+                    rounded
+                }
+            };
+            self.dot(&chunk.dx, [d_logits, w, dx], false, scratch)?;
+            self.dot(&chunk.dw, [d_logits, x, dw], accumulate || i > 0, scratch)?;
         }
         Ok(())
     }

@@ -92,7 +92,7 @@ impl CubeDevice {
     }
 
     /// The widest vectors that cut `len` elements without rest.
-    fn width_of(&self, len: usize) -> usize {
+    pub(super) fn width_of(&self, len: usize) -> usize {
         let fits = |w: &usize| len.is_multiple_of(*w);
         (0..=self.profile.shape.width.ilog2()).rev().map(|bits| 1 << bits).find(fits).unwrap_or(1)
     }

@@ -4,61 +4,72 @@
 
 use crate::device::cube::Spec;
 use crate::kernels::arguments;
-use crate::kernels::placeholders::N1;
+use crate::kernels::placeholders::{F0, N0, N1};
 use crate::kernels::reduce::{max_cube, sum_cube};
 use cubecl::prelude::*;
 
-/// One cube per row of the chunk: lse, loss and whether it counts, at `first` + row.
+/// One cube per row of the chunk: lse, loss and whether it counts, at `first` + row. A row is read once: each unit keeps a running maximum
+/// and the sum beside it (Milakov and Gimelshein 2018, "Online normalizer calculation for softmax").
 #[cube]
 fn loss_rows(
-    logits: &Array<Vector<f32, N1>>,
+    logits: &Array<Vector<f32, N0>>,
     targets: &Array<Vector<i32, N1>>,
     lse: &mut Array<Vector<f32, N1>>,
     loss: &mut Array<Vector<f32, N1>>,
     counted: &mut Array<Vector<f32, N1>>,
     first: usize,
     rows: usize,
-    vocab: usize,
+    vectors: usize,
     #[comptime] cube_dim: u32,
 ) {
     let mut shared = SharedMemory::<f32>::new(comptime!(cube_dim as usize));
     let unit = UNIT_POS as usize;
     let step = comptime!(cube_dim as usize).runtime();
     for row in range_stepped(CUBE_POS, rows, CUBE_COUNT) {
-        let base = row * vocab;
+        let target = i32::cast_from(targets[first + row]);
         // The lowest finite number: shading languages have no infinity.
         let mut highest = f32::cast_from(-3.402_823_4e38f32);
-        for v in range_stepped(unit, vocab, step) {
-            let logit = f32::cast_from(logits[base + v]);
-            highest = select(logit > highest, logit, highest);
-        }
-        let highest = f32::cast_from(max_cube(Vector::new(highest), &mut shared, cube_dim));
         let mut sum = 0.0f32;
-        for v in range_stepped(unit, vocab, step) {
-            sum += (f32::cast_from(logits[base + v]) - highest).exp();
+        let mut own = 0.0f32;
+        for v in range_stepped(unit, vectors, step) {
+            let logit = logits[row * vectors + v];
+            let mut next = highest;
+            #[unroll]
+            for k in 0..comptime!(logit.size()) {
+                next = select(logit[k] > next, logit[k], next);
+                let is_target = i32::cast_from(v * comptime!(logit.size()) + k) == target;
+                own = select(is_target, logit[k], own);
+            }
+            sum = sum * (highest - next).exp();
+            #[unroll]
+            for k in 0..comptime!(logit.size()) {
+                sum += (logit[k] - next).exp();
+            }
+            highest = next;
         }
+        let of_row = f32::cast_from(max_cube(Vector::new(highest), &mut shared, cube_dim));
+        let sum = sum * (highest - of_row).exp();
         let sum = f32::cast_from(sum_cube(Vector::new(sum), &mut shared, cube_dim));
+        let own = f32::cast_from(sum_cube(Vector::new(own), &mut shared, cube_dim));
         if unit == 0 {
-            let target = i32::cast_from(targets[first + row]);
             let counts = target >= 0i32;
-            let at = usize::cast_from(select(counts, target, 0i32));
-            let total = highest + sum.ln();
+            let total = of_row + sum.ln();
             lse[first + row] = Vector::new(total);
-            loss[first + row] = Vector::new(select(counts, total - f32::cast_from(logits[base + at]), 0.0f32));
+            loss[first + row] = Vector::new(select(counts, total - own, 0.0f32));
             counted[first + row] = Vector::new(select(counts, 1.0f32, 0.0f32));
         }
     }
 }
 
-/// Builds it: buffers logits, targets, lse, loss, counted; first row, rows, V.
+/// Builds it: buffers logits, targets, lse, loss, counted; first row, rows, V in vectors.
 pub fn define_loss_rows(builder: &mut KernelBuilder, spec: &Spec) {
-    let logits = arguments::input::<Vector<f32, N1>>(builder);
+    let logits = arguments::input::<Vector<f32, N0>>(builder);
     let targets = arguments::input::<Vector<i32, N1>>(builder);
     let lse = arguments::output::<Vector<f32, N1>>(builder);
     let loss = arguments::output::<Vector<f32, N1>>(builder);
     let counted = arguments::output::<Vector<f32, N1>>(builder);
-    let [first, rows, vocab] = std::array::from_fn(|_| arguments::position(builder));
-    loss_rows::expand(&mut builder.scope, logits, targets, lse, loss, counted, first, rows, vocab, spec.cube_dim);
+    let [first, rows, vectors] = std::array::from_fn(|_| arguments::position(builder));
+    loss_rows::expand(&mut builder.scope, logits, targets, lse, loss, counted, first, rows, vectors, spec.cube_dim);
 }
 
 /// One cube: Σ loss and Σ counted.
@@ -98,34 +109,93 @@ pub fn define_loss_sum(builder: &mut KernelBuilder, spec: &Spec) {
     loss_sum::expand(&mut builder.scope, loss, counted, sum, count, rows, spec.cube_dim);
 }
 
-/// One unit per logit of the chunk, in place.
+/// Cotangents of the logits of one vector, which begins at column `v`.
+#[cube]
+fn cotangents(logits: Vector<f32, N0>, v: usize, target: i32, lse: f32, d_sum: f32) -> Vector<f32, N0> {
+    let mut out = Vector::<f32, N0>::new(0.0f32);
+    if target >= 0i32 {
+        let mut hit = Vector::<f32, N0>::new(0.0f32);
+        #[unroll]
+        for k in 0..comptime!(logits.size()) {
+            hit[k] = select(i32::cast_from(v + k) == target, 1.0f32, 0.0f32);
+        }
+        out = ((logits - Vector::new(lse)).exp() - hit) * Vector::new(d_sum);
+    }
+    out
+}
+
+/// One unit per vector of the chunk's logits, in place.
 #[cube]
 fn loss_gradient(
-    logits: &mut Array<Vector<f32, N1>>,
+    logits: &mut Array<Vector<f32, N0>>,
     targets: &Array<Vector<i32, N1>>,
     lse: &Array<Vector<f32, N1>>,
     d_sum: &Array<Vector<f32, N1>>,
     first: usize,
     rows: usize,
-    vocab: usize,
+    vectors: usize,
+    #[comptime] width: usize,
 ) {
     let at = ABSOLUTE_POS;
-    if at < rows * vocab {
-        let row = first + at / vocab;
-        let target = i32::cast_from(targets[row]);
-        let p = (f32::cast_from(logits[at]) - f32::cast_from(lse[row])).exp();
-        let hit = select(i32::cast_from(at % vocab) == target, 1.0f32, 0.0f32);
-        let e = (p - hit) * f32::cast_from(d_sum[0]);
-        logits[at] = Vector::new(select(target >= 0i32, e, 0.0f32));
+    if at < rows * vectors {
+        let row = first + at / vectors;
+        let (target, lse) = (i32::cast_from(targets[row]), f32::cast_from(lse[row]));
+        let v = at % vectors * comptime!(width);
+        logits[at] = cotangents(logits[at], v, target, lse, f32::cast_from(d_sum[0]));
     }
 }
 
-/// Builds it: buffers logits, targets, lse, s̄; first row, rows, V.
-pub fn define_loss_gradient(builder: &mut KernelBuilder, _: &Spec) {
-    let logits = arguments::output::<Vector<f32, N1>>(builder);
+/// Builds it: buffers logits, targets, lse, s̄; first row, rows, V in vectors.
+pub fn define_loss_gradient(builder: &mut KernelBuilder, spec: &Spec) {
+    let logits = arguments::output::<Vector<f32, N0>>(builder);
     let targets = arguments::input::<Vector<i32, N1>>(builder);
     let lse = arguments::input::<Vector<f32, N1>>(builder);
     let d_sum = arguments::input::<Vector<f32, N1>>(builder);
-    let [first, rows, vocab] = std::array::from_fn(|_| arguments::position(builder));
-    loss_gradient::expand(&mut builder.scope, logits, targets, lse, d_sum, first, rows, vocab);
+    let [first, rows, vectors] = std::array::from_fn(|_| arguments::position(builder));
+    loss_gradient::expand(&mut builder.scope, logits, targets, lse, d_sum, first, rows, vectors, spec.width);
+}
+
+/// The same, rounded to the operands' type for a product by tensor cores.
+#[cube]
+fn loss_gradient_rounded(
+    logits: &Array<Vector<f32, N0>>,
+    targets: &Array<Vector<i32, N1>>,
+    lse: &Array<Vector<f32, N1>>,
+    d_sum: &Array<Vector<f32, N1>>,
+    d_logits: &mut Array<Vector<F0, N0>>,
+    first: usize,
+    rows: usize,
+    vectors: usize,
+    #[comptime] width: usize,
+) {
+    let at = ABSOLUTE_POS;
+    if at < rows * vectors {
+        let row = first + at / vectors;
+        let (target, lse) = (i32::cast_from(targets[row]), f32::cast_from(lse[row]));
+        let v = at % vectors * comptime!(width);
+        let d = cotangents(logits[at], v, target, lse, f32::cast_from(d_sum[0]));
+        d_logits[at] = Vector::<F0, N0>::cast_from(d);
+    }
+}
+
+/// Builds it: buffers logits, targets, lse, s̄, their cotangents; first row, rows, V in vectors.
+pub fn define_loss_gradient_rounded(builder: &mut KernelBuilder, spec: &Spec) {
+    let logits = arguments::input::<Vector<f32, N0>>(builder);
+    let targets = arguments::input::<Vector<i32, N1>>(builder);
+    let lse = arguments::input::<Vector<f32, N1>>(builder);
+    let d_sum = arguments::input::<Vector<f32, N1>>(builder);
+    let d_logits = arguments::output::<Vector<F0, N0>>(builder);
+    let [first, rows, vectors] = std::array::from_fn(|_| arguments::position(builder));
+    loss_gradient_rounded::expand(
+        &mut builder.scope,
+        logits,
+        targets,
+        lse,
+        d_sum,
+        d_logits,
+        first,
+        rows,
+        vectors,
+        spec.width,
+    );
 }

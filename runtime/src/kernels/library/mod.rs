@@ -15,7 +15,7 @@ mod window;
 pub use attention::{define_attention, define_attention_keys, define_attention_queries};
 pub use dot::define_dot_general;
 pub use dot_tiled::define_dot_general_tiled;
-pub use loss::{define_loss_gradient, define_loss_rows, define_loss_sum};
+pub use loss::{define_loss_gradient, define_loss_gradient_rounded, define_loss_rows, define_loss_sum};
 pub use pack::{define_pack, define_unpack};
 pub use sort::define_sort_index;
 pub use window::define_window;
