@@ -1,8 +1,9 @@
 //! The kernel tier: emitted and walked kernels on wgpu against the f64 meaning of their regions, at sizes from one element to several cubes.
 
 use kiln::__private::gpu::DefineFn;
+use kiln::device::cube::CubeDevice;
 use kiln::device::cube::{Binding, RegionArgs, Scratch, StreamState};
-use kiln::device::wgpu::{self, Device};
+use kiln::device::wgpu;
 use kiln::layer::KernelDef;
 use kiln_compiler::fuse::reference::{self, Bindings};
 use kiln_compiler::fuse::{Region, ScalarArg};
@@ -58,7 +59,7 @@ emitted! {
 }
 
 /// One device for all cases: opening one takes seconds on software drivers.
-static DEVICE: LazyLock<Option<Device>> = LazyLock::new(|| wgpu::open().ok());
+static DEVICE: LazyLock<Option<CubeDevice>> = LazyLock::new(|| wgpu::open().ok());
 
 /// The step of the random streams: both words are used.
 const STEP: u64 = 5_000_000_123;
@@ -95,7 +96,7 @@ fn run_all(name: &str, emitted: Option<KernelDef>) {
     }
 }
 
-fn run(device: &Device, case: &Case, emitted: Option<&KernelDef>, sizes: &Sizes, dtypes: &[DType]) {
+fn run(device: &CubeDevice, case: &Case, emitted: Option<&KernelDef>, sizes: &Sizes, dtypes: &[DType]) {
     let region = Arc::new(Region { dtypes: dtypes.to_vec(), ..case.region.clone() });
     let operands = (case.operands)(case, sizes, dtypes);
     let scalars: Vec<f32> = region.scalars.iter().map(|s| scalar(s, sizes)).collect();

@@ -1,18 +1,19 @@
 //! Library operations on wgpu against the f64 interpreter, in the forms that this machine's device takes and in those of hardware.
 
 use kiln::check::library::checks;
-use kiln::device::wgpu::{self, Device};
+use kiln::device::cube::CubeDevice;
+use kiln::device::wgpu;
 use kiln_tests::skips;
 use std::sync::LazyLock;
 
 /// Opening a device takes seconds on software drivers.
-static DEVICE: LazyLock<Option<Device>> = LazyLock::new(|| wgpu::open().ok());
+static DEVICE: LazyLock<Option<CubeDevice>> = LazyLock::new(|| wgpu::open().ok());
 /// The same with launches as on hardware, which takes other forms of some kernels.
-static AS_HARDWARE: LazyLock<Option<Device>> =
+static AS_HARDWARE: LazyLock<Option<CubeDevice>> =
     LazyLock::new(|| wgpu::open().ok().map(|d| d.with_shape(wgpu::HARDWARE)));
 
 /// Runs every check that can fail alone.
-fn check(case: &str, device: &LazyLock<Option<Device>>) {
+fn check(case: &str, device: &LazyLock<Option<CubeDevice>>) {
     let Some(device) = skips::no_wgpu().is_none().then_some(device.as_ref()).flatten() else {
         return skips::skip(case, "no wgpu device");
     };

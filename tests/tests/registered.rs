@@ -2,7 +2,8 @@
 //! the tables when a model is linked, and the parsed body equal to the recorded one.
 
 use kiln::check::kernels::{EXTENTS, KernelCase, cases};
-use kiln::device::wgpu::{self, Device};
+use kiln::device::cube::CubeDevice;
+use kiln::device::wgpu;
 use kiln::layer::{Layer, LayerDef};
 use kiln::link::{Keep, LinkOptions, link};
 use kiln::{DType, Sizes, sizes};
@@ -14,7 +15,7 @@ use std::collections::BTreeMap;
 use std::sync::LazyLock;
 
 /// One device for all cases: opening one takes seconds on software drivers.
-static DEVICE: LazyLock<Option<Device>> = LazyLock::new(|| wgpu::open().ok());
+static DEVICE: LazyLock<Option<CubeDevice>> = LazyLock::new(|| wgpu::open().ok());
 
 fn main() {
     let arguments = Arguments::from_args();

@@ -59,7 +59,7 @@ fn define(kernel: &Kernel, abi: &Abi, name: &str) -> TokenStream {
     //     ..
     //     let size_s = gpu::position(builder);
     //     let scalar_0 = gpu::number(builder);
-    //     swiglu::expand(&mut builder.scope, gate, .., size_s, scalar_0, spec.width, spec.cube_dim, spec.accumulate, spec.rounding(0));
+    //     swiglu::expand(&mut builder.scope, gate, .., size_s, scalar_0, spec.width, spec.team(), spec.accumulate, spec.rounding(0));
     // }
     quote! {
         pub fn #define(builder: &mut KernelBuilder, spec: &gpu::Spec) {
@@ -68,7 +68,7 @@ fn define(kernel: &Kernel, abi: &Abi, name: &str) -> TokenStream {
             #(let #scalars = gpu::number(builder);)*
             #function::expand(
                 &mut builder.scope, #(#buffers,)* #(#indices,)* #(#scalars,)*
-                spec.width, spec.cube_dim, spec.accumulate, #(spec.rounding(#slots),)*
+                spec.width, spec.team(), spec.accumulate, #(spec.rounding(#slots),)*
             );
         }
     }

@@ -20,13 +20,14 @@ pub fn function(kernel: &Kernel, name: &str) -> TokenStream {
     let indices = kernel.indices.iter().map(|v| local(kernel, *v));
     let scalars: Vec<Ident> = kernel.scalars.iter().map(|v| local(kernel, *v)).collect();
     let roundings = rounded_slots(kernel).into_iter().map(rounding);
-    let shared =
-        kernel.combines.then(|| quote! { let mut shared = SharedMemory::<f32>::new(comptime!(cube_dim as usize)); });
+    let shared = kernel
+        .combines
+        .then(|| quote! { let mut shared = SharedMemory::<f32>::new(comptime!(team.cube_dim as usize)); });
     let body = kernel.body.iter().map(|s| stmt(kernel, s));
     // #[cube]
     // pub fn swiglu(
     //     gate: &Array<Vector<gpu::F0, gpu::N0>>, .., size_s: usize, scalar_0: f32,
-    //     #[comptime] width: usize, #[comptime] cube_dim: u32, #[comptime] accumulate: u32, #[comptime] rounding_0: gpu::Rounding,
+    //     #[comptime] width: usize, #[comptime] team: gpu::Team, #[comptime] accumulate: u32, #[comptime] rounding_0: gpu::Rounding,
     // ) {
     //     let scalar_0 = Vector::<f32, gpu::N1>::new(scalar_0);
     //     let unit = ABSOLUTE_POS;
@@ -36,7 +37,7 @@ pub fn function(kernel: &Kernel, name: &str) -> TokenStream {
         #[cube]
         pub fn #name(
             #(#buffers,)* #(#indices: usize,)* #(#scalars: f32,)*
-            #[comptime] width: usize, #[comptime] cube_dim: u32, #[comptime] accumulate: u32,
+            #[comptime] width: usize, #[comptime] team: gpu::Team, #[comptime] accumulate: u32,
             #(#[comptime] #roundings: gpu::Rounding,)*
         ) {
             #shared
@@ -180,10 +181,10 @@ fn expr(kernel: &Kernel, ty: Ty, e: &Expr) -> TokenStream {
     let n = width(ty.vector);
     match e {
         Expr::AbsolutePos => quote! { ABSOLUTE_POS },
-        Expr::UnitPos => quote! { UNIT_POS as usize },
-        Expr::CubePos => quote! { CUBE_POS },
-        Expr::CubeCount => quote! { CUBE_COUNT },
-        Expr::CubeDim => quote! { comptime!(cube_dim as usize).runtime() },
+        Expr::UnitPos => quote! { gpu::unit_of_team(team) },
+        Expr::TeamPos => quote! { gpu::team_pos(team) },
+        Expr::TeamCount => quote! { gpu::team_count(team) },
+        Expr::TeamUnits => quote! { gpu::team_units(team) },
         Expr::Width => quote! { comptime!(width).runtime() },
         Expr::Position(k) => {
             let k = Literal::usize_suffixed(*k);
@@ -301,13 +302,13 @@ fn expr(kernel: &Kernel, ty: Ty, e: &Expr) -> TokenStream {
             let a = name(a);
             quote! { gpu::max_lanes::<gpu::N0>(#a) }
         }
-        Expr::SumCube(a) => {
+        Expr::SumTeam(a) => {
             let a = name(a);
-            quote! { gpu::sum_cube(#a, &mut shared, cube_dim) }
+            quote! { gpu::sum_team(#a, &mut shared, team) }
         }
-        Expr::MaxCube(a) => {
+        Expr::MaxTeam(a) => {
             let a = name(a);
-            quote! { gpu::max_cube(#a, &mut shared, cube_dim) }
+            quote! { gpu::max_team(#a, &mut shared, team) }
         }
         Expr::SegmentSum { values, order, starts, ends, segment, at, interior } => {
             let buffer = |b: &usize| ident(&kernel.buffers[*b].name);

@@ -94,11 +94,11 @@ pub enum Expr {
     /// Number of the unit in its cube.
     UnitPos,
     /// Number of the cube.
-    CubePos,
+    TeamPos,
     /// Number of cubes.
-    CubeCount,
+    TeamCount,
     /// Units per cube.
-    CubeDim,
+    TeamUnits,
     /// Lanes of a vector.
     Width,
     /// A constant position.
@@ -180,9 +180,9 @@ pub enum Expr {
     /// Maximum of the lanes.
     MaxLanes(Var),
     /// Sum over the units of the cube.
-    SumCube(Var),
+    SumTeam(Var),
     /// Maximum over the units of the cube.
-    MaxCube(Var),
+    MaxTeam(Var),
     /// Σ over j in `starts[segment]..ends[segment]` of `values[order[j]·interior + at]`.
     SegmentSum {
         /// Buffer of the rows.
@@ -589,17 +589,17 @@ impl<'a> Lower<'a> {
         Ok(())
     }
 
-    /// One cube per row, in turn.
+    /// One team of units per row, in turn.
     fn rows(&mut self) -> Result<(), KernelError> {
         let region = self.region;
         let d = region.domain.len();
         let rows = self.product("rows", 0, region.rows);
         let interior = self.product("interior", region.rows, d);
-        let cube = self.define("cube", INDEX, Expr::CubePos);
-        let cubes = self.define("cubes", INDEX, Expr::CubeCount);
+        let owner = self.define("owner", INDEX, Expr::TeamPos);
+        let owners = self.define("owners", INDEX, Expr::TeamCount);
         let unit = self.define("unit", INDEX, Expr::UnitPos);
         let first_inner = self.times_width("first", unit);
-        let units = self.define("units", INDEX, Expr::CubeDim);
+        let units = self.define("units", INDEX, Expr::TeamUnits);
         let step = self.times_width("step", units);
         let row = self.local("row", INDEX);
         self.row = Some(row);
@@ -624,7 +624,7 @@ impl<'a> Lower<'a> {
         };
         let (inner, outer): (Vec<usize>, Vec<usize>) = (0..region.outputs.len()).partition(is_inner);
         if !inner.is_empty() {
-            self.store_interior(&inner, row, cube, first_inner, interior, step);
+            self.store_interior(&inner, row, owner, first_inner, interior, step);
         }
         if !outer.is_empty() {
             let values: Vec<Var> = outer.iter().map(|o| self.stored_value(*o)).collect();
@@ -639,7 +639,7 @@ impl<'a> Lower<'a> {
             self.push(Stmt::If { condition: one_unit, body });
         }
         let body = self.close();
-        self.push(Stmt::For { var: row, start: cube, end: rows, step: cubes, body });
+        self.push(Stmt::For { var: row, start: owner, end: rows, step: owners, body });
         Ok(())
     }
 
@@ -676,14 +676,14 @@ impl<'a> Lower<'a> {
         for (&(reg, _, is_sum), &acc) in reductions.iter().zip(&accumulators) {
             let lanes = if is_sum { Expr::SumLanes(acc) } else { Expr::MaxLanes(acc) };
             let of_unit = if vector { self.define("of_unit", scalar, lanes) } else { acc };
-            let of_row = if is_sum { Expr::SumCube(of_unit) } else { Expr::MaxCube(of_unit) };
+            let of_row = if is_sum { Expr::SumTeam(of_unit) } else { Expr::MaxTeam(of_unit) };
             let of_row = self.define(&format!("row_{}_{reg}", if is_sum { "sum" } else { "max" }), scalar, of_row);
             self.block().regs.insert(reg, of_row);
         }
     }
 
     /// The last walk over a row: stores and partial column sums.
-    fn store_interior(&mut self, outputs: &[usize], row: Var, cube: Var, start: Var, end: Var, step: Var) {
+    fn store_interior(&mut self, outputs: &[usize], row: Var, owner: Var, start: Var, end: Var, step: Var) {
         let region = self.region;
         let column = |o: usize| match region.code[region.outputs[o].0] {
             Instr::ColumnSum(a) => Some(a),
@@ -693,8 +693,8 @@ impl<'a> Lower<'a> {
             self.hoist(column(o).unwrap_or(region.outputs[o].0));
         }
         let has_columns = outputs.iter().any(|o| column(*o).is_some());
-        let is_first_row = has_columns.then(|| self.index("is_first_row", IndexOp::Eq, row, cube));
-        let partial_base = has_columns.then(|| self.index("partial_base", IndexOp::Mul, cube, end));
+        let is_first_row = has_columns.then(|| self.index("is_first_row", IndexOp::Eq, row, owner));
+        let partial_base = has_columns.then(|| self.index("partial_base", IndexOp::Mul, owner, end));
         let inner = self.local("inner", INDEX);
         self.inner = Some(inner);
         self.open();
@@ -1285,7 +1285,7 @@ const RESERVED: &[&str] = &[
     "range",
     "comptime",
     "width",
-    "cube_dim",
+    "team",
     "accumulate",
 ];
 

@@ -45,7 +45,7 @@ pub use server::{CubeclServer, Launched, Product, Server};
 
 use self::server::DynKernel;
 use super::Copied;
-use crate::kernels::Rounding;
+use crate::kernels::{Rounding, Team};
 use crate::plan;
 use cubecl::ir::{DeviceProperties, ElemType, FloatKind, IntKind, StorageType, TargetProperties, Type, UIntKind};
 use cubecl::prelude::*;
@@ -78,6 +78,10 @@ pub struct Spec {
     pub width: usize,
     /// Units of a cube.
     pub cube_dim: u32,
+    /// Units that share a row: a plane, or the cube.
+    pub row_units: u32,
+    /// Units of a plane, where they can read each other's values.
+    pub plane: Option<u32>,
     /// By bit, the outputs that are added to what is in memory.
     pub accumulate: u32,
     /// Sizes and choices that the code of a library kernel is made for.
@@ -98,6 +102,11 @@ impl std::hash::Hash for Program {
 }
 
 impl Spec {
+    /// How its units share rows.
+    pub fn team(&self) -> Team {
+        Team { cube_dim: self.cube_dim, units: self.row_units, plane: self.plane }
+    }
+
     /// What slot `i` is rounded to.
     pub fn rounding(&self, i: usize) -> Rounding {
         self.roundings[i]
@@ -121,10 +130,14 @@ pub struct Shape {
     pub map_units: u32,
     /// Most units per cube of a row kernel; a power of two.
     pub row_units: u32,
-    /// Most cubes that share the rows of a sum over rows: each holds a partial sum.
-    pub column_cubes: usize,
-    /// Widest vector.
+    /// Most teams that share the rows of a sum over rows: each holds a partial sum.
+    pub column_teams: usize,
+    /// Units of a plane, where they can read each other's values.
+    pub plane: Option<u32>,
+    /// Widest vector of f32.
     pub width: usize,
+    /// Widest vector of what is stored in two bytes.
+    pub narrow_width: usize,
     /// Most elements of a chunk of logits: enough to fill the device, few beside a model.
     pub logits: usize,
     /// Which form of a kernel is faster.

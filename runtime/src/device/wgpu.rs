@@ -50,8 +50,24 @@ pub fn open() -> Result<CubeDevice, CubeError> {
 }
 
 /// Software drivers run units one after the other and pay for each barrier: products of XS take 6.0 s a step without, 11.0 s with them.
-pub const SOFTWARE: Shape =
-    Shape { map_units: 64, row_units: 32, column_cubes: 8, width: 4, logits: 1 << 22, barriers: Barriers::Dear };
+pub const SOFTWARE: Shape = Shape {
+    map_units: 64,
+    row_units: 32,
+    column_teams: 8,
+    plane: None,
+    width: 4,
+    narrow_width: 4,
+    logits: 1 << 22,
+    barriers: Barriers::Dear,
+};
 /// Four cubes for each of about a hundred multiprocessors share a sum over rows; 256 units fill one with two cubes.
-pub const HARDWARE: Shape =
-    Shape { map_units: 256, row_units: 256, column_cubes: 512, width: 4, logits: 1 << 22, barriers: Barriers::Cheap };
+pub const HARDWARE: Shape = Shape {
+    map_units: 256,
+    row_units: 256,
+    column_teams: 512,
+    plane: None,
+    width: 4,
+    narrow_width: 4,
+    logits: 1 << 22,
+    barriers: Barriers::Cheap,
+};

@@ -1,36 +1,65 @@
-//! Second stage of column sums: the partial sums of the cubes, added in the order of the cubes.
+//! Second stage of column sums: the partial sums of the teams, added in an order that sizes alone determine.
 
-use super::placeholders::F0;
+use super::arguments;
+use super::placeholders::{F0, N1};
 use super::reduce::store;
 use super::rounding::{Rounding, round};
-use super::{arguments, placeholders::N0};
 use crate::device::cube::Spec;
 use cubecl::prelude::*;
 
+/// A cube adds `cube_dim / slices` columns: each of its slices every `slices`-th partial sum, then the first slice those of all.
 #[cube]
 fn column_sum(
-    partial: &Array<Vector<f32, N0>>,
-    sum: &mut Array<Vector<F0, N0>>,
+    partial: &Array<Vector<f32, N1>>,
+    sum: &mut Array<Vector<F0, N1>>,
     len: usize,
-    cubes: usize,
+    partials: usize,
+    #[comptime] cube_dim: u32,
+    #[comptime] slices: usize,
     #[comptime] to: Rounding,
     #[comptime] accumulate: bool,
 ) {
-    let at = ABSOLUTE_POS;
+    let columns = comptime!(cube_dim as usize / slices);
+    let unit = UNIT_POS as usize;
+    let at = CUBE_POS * columns + unit % columns;
+    let mut total = Vector::<f32, N1>::new(0.0f32);
     if at < len {
-        let mut total = partial[at];
-        for cube in 1..cubes {
-            total += partial[cube * len + at];
+        for p in range_stepped(unit / columns, partials, slices) {
+            total += partial[p * len + at];
         }
-        store::<F0, f32, N0>(sum, at, round::<N0>(total, to), accumulate);
+    }
+    if comptime!(slices > 1) {
+        let mut shared = SharedMemory::<f32>::new(comptime!(cube_dim as usize));
+        shared[unit] = f32::cast_from(total);
+        sync_cube();
+        if unit < columns {
+            #[unroll]
+            for slice in 1..slices {
+                total += Vector::new(shared[slice * columns + unit]);
+            }
+        }
+    }
+    if unit < columns && at < len {
+        store::<F0, f32, N1>(sum, at, round::<N1>(total, to), accumulate);
     }
 }
 
-/// Builds it: buffers partial and sum; elements of a row, cubes.
+/// Builds it: buffers partial and sum; elements of a row, partial sums. Constant 0: slices.
 pub fn define_column_sum(builder: &mut KernelBuilder, spec: &Spec) {
-    let partial = arguments::input::<Vector<f32, N0>>(builder);
-    let sum = arguments::output::<Vector<F0, N0>>(builder);
+    let partial = arguments::input::<Vector<f32, N1>>(builder);
+    let sum = arguments::output::<Vector<F0, N1>>(builder);
     let len = arguments::position(builder);
-    let cubes = arguments::position(builder);
-    column_sum::expand(&mut builder.scope, partial, sum, len, cubes, spec.rounding(0), spec.accumulate == 1);
+    let partials = arguments::position(builder);
+    let (scope, slices) = (&mut builder.scope, spec.constants[0]);
+    column_sum::expand(
+        scope,
+        partial,
+        sum,
+        len,
+        partials,
+        spec.cube_dim,
+        slices,
+        spec.rounding(0),
+        spec.accumulate == 1,
+    );
 }

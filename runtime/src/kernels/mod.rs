@@ -15,6 +15,7 @@ mod reduce;
 mod rounding;
 mod segment;
 mod steps;
+mod team;
 pub mod training;
 
 pub use arguments::{input, number, output, position, words};
@@ -24,6 +25,7 @@ pub use placeholders::*;
 pub use position::{clamp, first_lane, half_sign, in_range, lanes, rotate};
 pub use program::define_program;
 pub use random::uniform;
-pub use reduce::{accumulate, max_cube, max_lanes, store, sum_cube, sum_lanes};
+pub use reduce::{accumulate, max_lanes, max_team, store, sum_lanes, sum_team};
 pub use rounding::{Rounding, round};
 pub use segment::segment_sum;
+pub use team::{Team, team_count, team_pos, team_units, unit_of_team};

@@ -2,7 +2,7 @@
 //! kernel is built. The code on the device is that of the emitted kernel; only its construction costs more.
 
 use super::steps;
-use super::{Rounding, math, placeholders::*, position, random, reduce, rounding, segment};
+use super::{Rounding, math, placeholders::*, position, random, reduce, rounding, segment, team};
 use crate::device::cube::Spec;
 use cubecl::ir::ManagedVariable;
 use cubecl::prelude::*;
@@ -173,10 +173,10 @@ impl Walk<'_> {
     fn expr<N: Size>(&self, scope: &mut Scope, ty: Ty, e: &Expr) -> ManagedVariable {
         match *e {
             Expr::AbsolutePos => steps::absolute_pos::expand(scope).expand,
-            Expr::UnitPos => steps::unit_pos::expand(scope).expand,
-            Expr::CubePos => steps::cube_pos::expand(scope).expand,
-            Expr::CubeCount => steps::cube_count::expand(scope).expand,
-            Expr::CubeDim => constant(scope, self.spec.cube_dim as usize).expand,
+            Expr::UnitPos => team::unit_of_team::expand(scope, self.spec.team()).expand,
+            Expr::TeamPos => team::team_pos::expand(scope, self.spec.team()).expand,
+            Expr::TeamCount => team::team_count::expand(scope, self.spec.team()).expand,
+            Expr::TeamUnits => team::team_units::expand(scope, self.spec.team()).expand,
             Expr::Width => constant(scope, self.spec.width).expand,
             Expr::Position(n) => constant(scope, n).expand,
             Expr::Number(bits) => steps::number_of_bits::expand(scope, bits).expand,
@@ -242,8 +242,8 @@ impl Walk<'_> {
             }
             Expr::SumLanes(a) => reduce::sum_lanes::expand::<N0>(scope, self.get(a)).expand,
             Expr::MaxLanes(a) => reduce::max_lanes::expand::<N0>(scope, self.get(a)).expand,
-            Expr::SumCube(a) => reduce::sum_cube::expand(scope, self.get(a), self.shared(), self.spec.cube_dim).expand,
-            Expr::MaxCube(a) => reduce::max_cube::expand(scope, self.get(a), self.shared(), self.spec.cube_dim).expand,
+            Expr::SumTeam(a) => reduce::sum_team::expand(scope, self.get(a), self.shared(), self.spec.team()).expand,
+            Expr::MaxTeam(a) => reduce::max_team::expand(scope, self.get(a), self.shared(), self.spec.team()).expand,
             Expr::SegmentSum { .. } => self.segment_sum::<N>(scope, e),
         }
     }

@@ -1,6 +1,7 @@
-//! Reductions over the lanes of a vector and the units of a cube, by fixed trees; partial sums over rows; stores.
+//! Reductions over the lanes of a vector and the units of a team, by fixed trees; partial sums over rows; stores.
 
 use super::math::maximum;
+use super::team::Team;
 use cubecl::prelude::*;
 
 /// Sum of the lanes.
@@ -35,28 +36,90 @@ pub fn max_lanes<N: Size>(v: Vector<f32, N>) -> Vector<f32, Const<1>> {
     }
 }
 
-/// Sum over the units of the cube, known to each.
+/// Sum over the units of the team, known to each.
 #[cube]
-pub fn sum_cube(
+pub fn sum_team(
     value: Vector<f32, Const<1>>,
     shared: &mut SharedMemory<f32>,
-    #[comptime] cube_dim: u32,
+    #[comptime] team: Team,
 ) -> Vector<f32, Const<1>> {
-    combine(value, shared, cube_dim, false)
+    combine(value, shared, team, false)
 }
 
-/// Maximum over the units of the cube, known to each; NaN if one is.
+/// Maximum over the units of the team, known to each; NaN if one is.
 #[cube]
-pub fn max_cube(
+pub fn max_team(
     value: Vector<f32, Const<1>>,
     shared: &mut SharedMemory<f32>,
-    #[comptime] cube_dim: u32,
+    #[comptime] team: Team,
 ) -> Vector<f32, Const<1>> {
-    combine(value, shared, cube_dim, true)
+    combine(value, shared, team, true)
 }
 
 #[cube]
 fn combine(
+    value: Vector<f32, Const<1>>,
+    shared: &mut SharedMemory<f32>,
+    #[comptime] team: Team,
+    #[comptime] is_max: bool,
+) -> Vector<f32, Const<1>> {
+    if comptime!(team.plane.is_none()) {
+        through_memory(value, shared, team.cube_dim, is_max)
+    } else {
+        let of_plane = across_plane(value, comptime!(team.plane.unwrap_or(1)), is_max);
+        if comptime!(Some(team.units) == team.plane) { of_plane } else { across_planes(of_plane, shared, team, is_max) }
+    }
+}
+
+#[cube]
+fn join(a: Vector<f32, Const<1>>, b: Vector<f32, Const<1>>, #[comptime] is_max: bool) -> Vector<f32, Const<1>> {
+    if comptime!(is_max) { maximum::<Const<1>>(a, b) } else { a + b }
+}
+
+/// Over the units of a plane, by halves: every unit has the same bits, since a + b is b + a.
+#[cube]
+fn across_plane(
+    value: Vector<f32, Const<1>>,
+    #[comptime] plane: u32,
+    #[comptime] is_max: bool,
+) -> Vector<f32, Const<1>> {
+    let mut value = value;
+    #[unroll]
+    for step in 0..comptime!(plane.ilog2()) {
+        let mask = comptime!(1u32 << step).runtime();
+        let other = plane_shuffle_xor::<f32>(f32::cast_from(value), mask);
+        value = join(value, Vector::new(other), is_max);
+    }
+    value
+}
+
+/// Over the planes of a cube, in their order.
+#[cube]
+fn across_planes(
+    of_plane: Vector<f32, Const<1>>,
+    shared: &mut SharedMemory<f32>,
+    #[comptime] team: Team,
+    #[comptime] is_max: bool,
+) -> Vector<f32, Const<1>> {
+    let plane = comptime!(team.plane.unwrap_or(1) as usize);
+    let unit = UNIT_POS as usize;
+    // The units may still be reading the result of the combination before.
+    sync_cube();
+    if unit % plane == 0 {
+        shared[unit / plane] = f32::cast_from(of_plane);
+    }
+    sync_cube();
+    let mut total = Vector::<f32, Const<1>>::new(shared[0]);
+    #[unroll]
+    for p in 1..comptime!(team.cube_dim as usize / plane) {
+        total = join(total, Vector::new(shared[p]), is_max);
+    }
+    total
+}
+
+/// Over the units of a cube, by halves.
+#[cube]
+fn through_memory(
     value: Vector<f32, Const<1>>,
     shared: &mut SharedMemory<f32>,
     #[comptime] cube_dim: u32,
@@ -70,13 +133,8 @@ fn combine(
     let mut distance = comptime!(cube_dim as usize / 2).runtime();
     while distance > 0 {
         if unit < distance {
-            let a = shared[unit];
-            let b = shared[unit + distance];
-            if comptime!(is_max) {
-                shared[unit] = f32::cast_from(maximum::<Const<1>>(Vector::new(a), Vector::new(b)));
-            } else {
-                shared[unit] = a + b;
-            }
+            let both = join(Vector::new(shared[unit]), Vector::new(shared[unit + distance]), is_max);
+            shared[unit] = f32::cast_from(both);
         }
         sync_cube();
         distance /= 2;

@@ -13,9 +13,6 @@ macro_rules! positions {
 
 positions! {
     absolute_pos => ABSOLUTE_POS;
-    unit_pos => UNIT_POS as usize;
-    cube_pos => CUBE_POS;
-    cube_count => CUBE_COUNT;
 }
 
 #[cube]

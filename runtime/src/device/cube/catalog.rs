@@ -19,6 +19,8 @@ pub enum LibraryKernel {
         to: DType,
         /// Adds to it.
         accumulate: bool,
+        /// Parts of a sum that units of a cube add beside each other.
+        slices: usize,
     },
     /// Any product of two tensors, each unit apart.
     DotGeneral {
@@ -141,7 +143,10 @@ pub enum LibraryKernel {
         first: bool,
     },
     /// Squares of a range of gradients.
-    Squares,
+    Squares {
+        /// Lanes of a vector.
+        width: usize,
+    },
     /// Norm and factor of the gradient.
     Close {
         /// A gradient that is not finite skips the update.
@@ -212,8 +217,9 @@ impl LibraryKernel {
         let product = |name, define| Form { arithmetic: Arithmetic::Contracted, ..map(name, define) };
         let flag = |on: bool| [usize::from(on), 0];
         match self {
-            LibraryKernel::ColumnSum { to, accumulate } => {
-                Form { types: from_ref(to), accumulate: *accumulate, ..map("column_sum", define_column_sum) }
+            LibraryKernel::ColumnSum { to, accumulate, slices } => {
+                let sum = map("column_sum", define_column_sum);
+                Form { types: from_ref(to), accumulate: *accumulate, constants: [*slices, 0], ..sum }
             }
             LibraryKernel::DotGeneral { types, round, accumulate } => Form {
                 types,
@@ -277,7 +283,7 @@ impl LibraryKernel {
             LibraryKernel::Collect { first } => {
                 Form { constants: flag(*first), ..map("collect", training::define_collect) }
             }
-            LibraryKernel::Squares => row("squares", training::define_squares),
+            LibraryKernel::Squares { width } => Form { width: *width, ..row("squares", training::define_squares) },
             LibraryKernel::Close { skips_overflow } => {
                 Form { constants: flag(*skips_overflow), ..row("close", training::define_close) }
             }
@@ -339,7 +345,15 @@ impl Profile {
             Units::Square => (self.square_side() * self.square_side()) as u32,
         };
         let keyed = self.spec(name.to_owned(), types);
-        let mut spec = Spec { width, cube_dim, accumulate: u32::from(accumulate), constants, arithmetic, ..keyed };
+        let mut spec = Spec {
+            width,
+            cube_dim,
+            row_units: cube_dim,
+            accumulate: u32::from(accumulate),
+            constants,
+            arithmetic,
+            ..keyed
+        };
         for (i, round) in rounds.iter().enumerate() {
             spec.roundings[types.len() + i] = round.map_or(Rounding::None, rounding);
         }
@@ -354,12 +368,11 @@ const HEADS: [usize; 2] = [64, 128];
 pub fn library_kernels() -> Vec<LibraryKernel> {
     const WIDTHS: [usize; 2] = [1, 4];
     let mut all = vec![
-        LibraryKernel::ColumnSum { to: DType::F32, accumulate: true },
+        LibraryKernel::ColumnSum { to: DType::F32, accumulate: true, slices: 8 },
         LibraryKernel::LossSum,
         LibraryKernel::SortIndex,
         LibraryKernel::CopyWords,
         LibraryKernel::Start,
-        LibraryKernel::Squares,
         LibraryKernel::Factor,
     ];
     for d in [DType::F32, DType::Bf16, DType::F16] {
@@ -373,6 +386,7 @@ pub fn library_kernels() -> Vec<LibraryKernel> {
         all.push(LibraryKernel::LossRows { width });
         all.push(LibraryKernel::LossGradient { width });
         all.push(LibraryKernel::Fill { width });
+        all.push(LibraryKernel::Squares { width });
         all.push(LibraryKernel::AdamW { width });
         all.extend([false, true].map(|nesterov| LibraryKernel::Sgd { nesterov, width }));
     }
@@ -386,7 +400,8 @@ fn of_precision(d: DType) -> Vec<LibraryKernel> {
     // 16 bytes.
     let widest = if d == F32 { 4 } else { 8 };
     let mut all = vec![
-        LibraryKernel::ColumnSum { to: d, accumulate: false },
+        LibraryKernel::ColumnSum { to: d, accumulate: false, slices: 1 },
+        LibraryKernel::ColumnSum { to: d, accumulate: false, slices: 8 },
         LibraryKernel::Window { types: [d; 2], clear: false },
         LibraryKernel::Window { types: [d; 2], clear: true },
         LibraryKernel::Convert { types: [F32, d], accumulate: false, width: 4 },

@@ -19,10 +19,18 @@ use kiln_compiler::fuse::Region;
 use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
 
-/// Launches on cards: four cubes for each of about a hundred multiprocessors share a sum over rows; 256 units fill one with eight cubes; 16
+/// Launches on cards: sixteen teams for each of about a hundred multiprocessors share a sum over rows; 256 units fill one with eight cubes; 16
 /// bytes of f32 are the widest load.
-pub const CUDA_SHAPE: Shape =
-    Shape { map_units: 256, row_units: 256, column_cubes: 512, width: 4, logits: 1 << 27, barriers: Barriers::Cheap };
+pub const CUDA_SHAPE: Shape = Shape {
+    map_units: 256,
+    row_units: 256,
+    column_teams: 2048,
+    plane: Some(32),
+    width: 4,
+    narrow_width: 8,
+    logits: 1 << 27,
+    barriers: Barriers::Cheap,
+};
 
 /// CubeCL numbers temporary variables while it prints, with one counter for the process that each compilation sets back: two threads at once
 /// would use a number twice, and the same kernel would not have the same code.

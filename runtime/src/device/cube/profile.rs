@@ -50,6 +50,8 @@ impl Profile {
             roundings: [Rounding::None; MAX_DTYPES],
             width: 1,
             cube_dim: self.shape.map_units,
+            row_units: self.shape.map_units,
+            plane: self.shape.plane,
             accumulate: 0,
             constants: [0; 2],
             arithmetic: Arithmetic::AsWritten,

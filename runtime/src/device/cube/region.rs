@@ -2,7 +2,7 @@
 
 use super::profile::{F32, U32};
 use super::scratch::Scratch;
-use super::{Bound, Buffer, CubeDevice, CubeError, DefineFn, LibraryKernel, Profile, Program, Spec};
+use super::{Barriers, Bound, Buffer, CubeDevice, CubeError, DefineFn, LibraryKernel, Profile, Program, Spec};
 use crate::kernels;
 use crate::layer::KernelDef;
 use crate::plan::arena::align;
@@ -67,6 +67,8 @@ pub struct Prepared {
     indices: Vec<usize>,
     scalars: Vec<f32>,
     cubes: usize,
+    /// Teams that have rows; each leaves partial sums.
+    owners: usize,
     /// Element types of inputs, then of outputs.
     dtypes: Vec<DType>,
 }
@@ -87,7 +89,12 @@ impl Prepared {
         let interior: usize = self.extents[self.region.rows..].iter().product();
         let columns =
             (0..self.region.outputs.len()).filter(|o| self.region.is_column_output(self.region.inputs.len() + o));
-        columns.count() * align(self.cubes * interior * size_of::<f32>())
+        columns.count() * align(self.partials() * interior * size_of::<f32>())
+    }
+
+    /// Rows of partial sums: one for every team of the launch.
+    fn partials(&self) -> usize {
+        self.cubes * self.spec.team().per_cube()
     }
 
     /// Number of elements of output `i`.
@@ -118,13 +125,16 @@ impl Profile {
             None => (Some(Program(program.clone())), kernels::define_program),
         };
         let extents = region.extents(sizes);
-        let width = (1..=self.shape.width.ilog2())
+        // Vectors of 16 bytes where something is stored in two.
+        let is_narrow = dtypes.iter().any(|&d| d.is_float() && self.storage(d).size() == 2);
+        let widest = if is_narrow { self.shape.narrow_width } else { self.shape.width };
+        let width = (1..=widest.ilog2())
             .rev()
             .map(|bits| 1 << bits)
             .find(|w| program.accepts_width(*w, &extents, region.rows))
             .unwrap_or(1);
-        let (cube_dim, cubes) = self.grid(region, &extents, width);
-        let spec = Spec { hash, width, cube_dim, program: walked, ..self.spec(name, &dtypes) };
+        let Grid { cube_dim, row_units, cubes, owners } = self.grid(region, &extents, width);
+        let spec = Spec { hash, width, cube_dim, row_units, program: walked, ..self.spec(name, &dtypes) };
         let stored = region.layouts().map(|l| dtypes[l.dtype]).collect();
         let whole = |a: &Axis| Part { offset: 0, whole: sizes.of(*a) };
         let parts = region.domain.iter().map(|a| (binding.part)(*a).unwrap_or_else(|| whole(a))).collect();
@@ -141,27 +151,54 @@ impl Profile {
             indices: Vec::new(),
             scalars,
             cubes,
+            owners,
             dtypes: stored,
         };
         prepared.indices = prepared.index_arguments();
         Ok(prepared)
     }
 
-    /// Units per cube and number of cubes.
-    fn grid(&self, region: &Region, extents: &[usize], width: usize) -> (u32, usize) {
+    /// How a launch is shared among units.
+    fn grid(&self, region: &Region, extents: &[usize], width: usize) -> Grid {
         let vectors = |n: usize| n.div_ceil(width);
         if !region.has_rows() {
-            let units = vectors(extents.iter().product());
-            return (self.shape.map_units, units.div_ceil(self.shape.map_units as usize).max(1));
+            let (units, cube_dim) = (vectors(extents.iter().product()), self.shape.map_units);
+            let cubes = units.div_ceil(cube_dim as usize).max(1);
+            return Grid { cube_dim, row_units: cube_dim, cubes, owners: cubes };
         }
         let rows: usize = extents[..region.rows].iter().product();
         let interior = vectors(extents[region.rows..].iter().product());
-        // The smallest device runs 32 units together; fewer would idle.
-        let units = (interior.next_power_of_two() as u64).clamp(32, u64::from(self.shape.row_units));
+        let (cube_dim, row_units) = match self.shape.plane.filter(|&p| interior <= PLANE_VECTORS * p as usize) {
+            Some(plane) => (self.shape.row_units, plane),
+            // The smallest device runs 32 units together; fewer would idle.
+            None => {
+                let units = (interior.next_power_of_two() as u64).clamp(32, u64::from(self.shape.row_units)) as u32;
+                (units, units)
+            }
+        };
+        let per_cube = (cube_dim / row_units) as usize;
         let has_columns = (0..region.outputs.len()).any(|o| region.is_column_output(region.inputs.len() + o));
-        let most = if has_columns { self.shape.column_cubes } else { self.max_cubes() };
-        (units as u32, rows.clamp(1, most))
+        let most = if has_columns { self.shape.column_teams } else { self.max_cubes() * per_cube };
+        let owners = rows.clamp(1, most);
+        let cubes = owners.div_ceil(per_cube);
+        // Surplus teams of the last cube have rows too, if there are any.
+        Grid { cube_dim, row_units, cubes, owners: (cubes * per_cube).min(rows.max(1)) }
     }
+}
+
+/// Parts of a sum over rows that units of a cube add beside each other.
+const COLUMN_SLICES: usize = 8;
+
+/// Vectors of a row that a unit of a plane takes at most; longer rows get a whole cube.
+const PLANE_VECTORS: usize = 8;
+
+/// A launch shared among units.
+struct Grid {
+    cube_dim: u32,
+    row_units: u32,
+    cubes: usize,
+    /// Teams that have rows.
+    owners: usize,
 }
 
 impl CubeDevice {
@@ -211,7 +248,7 @@ impl CubeDevice {
         let mut partials: Vec<(usize, Buffer)> = Vec::new();
         for o in 0..outputs.len() {
             if region.is_column_output(region.inputs.len() + o) {
-                partials.push((o, scratch.take(self, DType::F32, prepared.cubes * interior)?));
+                partials.push((o, scratch.take(self, DType::F32, prepared.partials() * interior)?));
             }
         }
         let mut bound = Vec::new();
@@ -276,10 +313,14 @@ impl CubeDevice {
         accumulate: bool,
     ) -> Result<(), CubeError> {
         let to = prepared.dtypes[prepared.region.inputs.len() + output];
-        let kernel = LibraryKernel::ColumnSum { to, accumulate };
+        let slices = match self.profile.shape.barriers {
+            Barriers::Cheap => COLUMN_SLICES,
+            Barriers::Dear => 1,
+        };
+        let kernel = LibraryKernel::ColumnSum { to, accumulate, slices };
         let buffers = [self.bound(partial), self.bound(out)];
         let interior = out.len;
-        self.launch_units(kernel, interior, &buffers, &[interior, prepared.cubes], &[])
+        self.launch_units(kernel, interior * slices, &buffers, &[interior, prepared.owners], &[])
     }
 }
 

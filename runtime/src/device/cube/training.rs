@@ -12,7 +12,9 @@ use kiln_compiler::ir::DType;
 use std::time::{Duration, Instant};
 
 /// Most cubes that share the squares of a range of gradients.
-const SQUARES_CUBES: usize = 256;
+const SQUARES_CUBES: usize = 1024;
+/// Elements of a unit, where there are few.
+const SQUARES_EACH: usize = 64;
 
 /// Where the streams of a plan stand, on the device.
 pub struct Streams {
@@ -114,7 +116,7 @@ impl CubeDevice {
 
     /// Cubes that sum the squares of a range.
     fn squares_cubes(&self, range: &Range) -> usize {
-        let each = 4 * self.profile.shape.row_units as usize;
+        let each = SQUARES_EACH * self.profile.shape.row_units as usize;
         range.grads.len.div_ceil(each).clamp(1, SQUARES_CUBES)
     }
 
@@ -128,8 +130,9 @@ impl CubeDevice {
         let mut first = 0;
         for r in ranges {
             let cubes = self.squares_cubes(r);
-            let buffers = [f32s(&r.grads, 1), f32s(partial, 1)];
-            self.launch_cubes(LibraryKernel::Squares, cubes, &buffers, &[r.grads.len, first], &[])?;
+            let width = self.width_of(r.grads.len);
+            let buffers = [f32s(&r.grads, width), f32s(partial, 1)];
+            self.launch_cubes(LibraryKernel::Squares { width }, cubes, &buffers, &[r.grads.len / width, first], &[])?;
             first += cubes;
         }
         Ok(first)

@@ -5,7 +5,8 @@
 use crate::device::cube::Spec;
 use crate::kernels::arguments;
 use crate::kernels::placeholders::{F0, N0, N1};
-use crate::kernels::reduce::{max_cube, sum_cube};
+use crate::kernels::reduce::{max_team, sum_team};
+use crate::kernels::team::Team;
 use cubecl::prelude::*;
 
 /// One cube per row of the chunk: lse, loss and whether it counts, at `first` + row. A row is read once: each unit keeps a running maximum
@@ -20,11 +21,11 @@ fn loss_rows(
     first: usize,
     rows: usize,
     vectors: usize,
-    #[comptime] cube_dim: u32,
+    #[comptime] team: Team,
 ) {
-    let mut shared = SharedMemory::<f32>::new(comptime!(cube_dim as usize));
+    let mut shared = SharedMemory::<f32>::new(comptime!(team.cube_dim as usize));
     let unit = UNIT_POS as usize;
-    let step = comptime!(cube_dim as usize).runtime();
+    let step = comptime!(team.cube_dim as usize).runtime();
     for row in range_stepped(CUBE_POS, rows, CUBE_COUNT) {
         let target = i32::cast_from(targets[first + row]);
         // The lowest finite number: shading languages have no infinity.
@@ -47,10 +48,10 @@ fn loss_rows(
             }
             highest = next;
         }
-        let of_row = f32::cast_from(max_cube(Vector::new(highest), &mut shared, cube_dim));
+        let of_row = f32::cast_from(max_team(Vector::new(highest), &mut shared, team));
         let sum = sum * (highest - of_row).exp();
-        let sum = f32::cast_from(sum_cube(Vector::new(sum), &mut shared, cube_dim));
-        let own = f32::cast_from(sum_cube(Vector::new(own), &mut shared, cube_dim));
+        let sum = f32::cast_from(sum_team(Vector::new(sum), &mut shared, team));
+        let own = f32::cast_from(sum_team(Vector::new(own), &mut shared, team));
         if unit == 0 {
             let counts = target >= 0i32;
             let total = of_row + sum.ln();
@@ -69,7 +70,7 @@ pub fn define_loss_rows(builder: &mut KernelBuilder, spec: &Spec) {
     let loss = arguments::output::<Vector<f32, N1>>(builder);
     let counted = arguments::output::<Vector<f32, N1>>(builder);
     let [first, rows, vectors] = std::array::from_fn(|_| arguments::position(builder));
-    loss_rows::expand(&mut builder.scope, logits, targets, lse, loss, counted, first, rows, vectors, spec.cube_dim);
+    loss_rows::expand(&mut builder.scope, logits, targets, lse, loss, counted, first, rows, vectors, spec.team());
 }
 
 /// One cube: Σ loss and Σ counted.
@@ -80,19 +81,19 @@ fn loss_sum(
     sum: &mut Array<Vector<f32, N1>>,
     count: &mut Array<Vector<f32, N1>>,
     rows: usize,
-    #[comptime] cube_dim: u32,
+    #[comptime] team: Team,
 ) {
-    let mut shared = SharedMemory::<f32>::new(comptime!(cube_dim as usize));
+    let mut shared = SharedMemory::<f32>::new(comptime!(team.cube_dim as usize));
     let unit = UNIT_POS as usize;
-    let step = comptime!(cube_dim as usize).runtime();
+    let step = comptime!(team.cube_dim as usize).runtime();
     let mut of_loss = Vector::<f32, N1>::new(0.0f32);
     let mut of_count = Vector::<f32, N1>::new(0.0f32);
     for row in range_stepped(unit, rows, step) {
         of_loss += loss[row];
         of_count += counted[row];
     }
-    let of_loss = sum_cube(of_loss, &mut shared, cube_dim);
-    let of_count = sum_cube(of_count, &mut shared, cube_dim);
+    let of_loss = sum_team(of_loss, &mut shared, team);
+    let of_count = sum_team(of_count, &mut shared, team);
     if unit == 0 && CUBE_POS == 0 {
         sum[0] = of_loss;
         count[0] = of_count;
@@ -106,7 +107,7 @@ pub fn define_loss_sum(builder: &mut KernelBuilder, spec: &Spec) {
     let sum = arguments::output::<Vector<f32, N1>>(builder);
     let count = arguments::output::<Vector<f32, N1>>(builder);
     let rows = arguments::position(builder);
-    loss_sum::expand(&mut builder.scope, loss, counted, sum, count, rows, spec.cube_dim);
+    loss_sum::expand(&mut builder.scope, loss, counted, sum, count, rows, spec.team());
 }
 
 /// Cotangents of the logits of one vector, which begins at column `v`.

@@ -2,8 +2,9 @@
 
 use crate::device::cube::Spec;
 use crate::kernels::arguments;
-use crate::kernels::placeholders::N1;
-use crate::kernels::reduce::sum_cube;
+use crate::kernels::placeholders::{N0, N1};
+use crate::kernels::reduce::sum_team;
+use crate::kernels::team::Team;
 use cubecl::prelude::*;
 
 /// Numbers of a report: sum of the loss, counted targets, sum of squares of the gradient, elements of it that are not finite, factor of the
@@ -56,25 +57,29 @@ pub fn define_collect(builder: &mut KernelBuilder, spec: &Spec) {
 /// Each cube: Σx² of its elements of a range, and how many are not finite, at partial\[first + cube\].
 #[cube]
 fn squares(
-    x: &Array<Vector<f32, N1>>,
+    x: &Array<Vector<f32, N0>>,
     partial: &mut Array<Vector<f32, N1>>,
     len: usize,
     first: usize,
-    #[comptime] cube_dim: u32,
+    #[comptime] team: Team,
 ) {
-    let mut shared = SharedMemory::<f32>::new(comptime!(cube_dim as usize));
+    let mut shared = SharedMemory::<f32>::new(comptime!(team.cube_dim as usize));
     let unit = UNIT_POS as usize;
     let mut sum = 0.0f32;
     let mut broken = 0.0f32;
-    let all = CUBE_COUNT * comptime!(cube_dim as usize);
-    for at in range_stepped(CUBE_POS * comptime!(cube_dim as usize) + unit, len, all) {
-        let value = f32::cast_from(x[at]);
-        let finite = u32::reinterpret(value) & EXPONENT != EXPONENT;
-        sum += select(finite, value * value, 0.0f32);
-        broken += select(finite, 0.0f32, 1.0f32);
+    let all = CUBE_COUNT * comptime!(team.cube_dim as usize);
+    for at in range_stepped(CUBE_POS * comptime!(team.cube_dim as usize) + unit, len, all) {
+        let values = x[at];
+        #[unroll]
+        for k in 0..comptime!(values.size()) {
+            let value = values[k];
+            let finite = u32::reinterpret(value) & EXPONENT != EXPONENT;
+            sum += select(finite, value * value, 0.0f32);
+            broken += select(finite, 0.0f32, 1.0f32);
+        }
     }
-    let sum = sum_cube(Vector::new(sum), &mut shared, cube_dim);
-    let broken = sum_cube(Vector::new(broken), &mut shared, cube_dim);
+    let sum = sum_team(Vector::new(sum), &mut shared, team);
+    let broken = sum_team(Vector::new(broken), &mut shared, team);
     if unit == 0 {
         let at = (first + CUBE_POS) * SQUARES_STRIDE;
         partial[at] = sum;
@@ -82,12 +87,12 @@ fn squares(
     }
 }
 
-/// Builds it: buffers x and partial; elements, first place.
+/// Builds it: buffers x and partial; vectors, first place.
 pub fn define_squares(builder: &mut KernelBuilder, spec: &Spec) {
-    let x = arguments::input::<Vector<f32, N1>>(builder);
+    let x = arguments::input::<Vector<f32, N0>>(builder);
     let partial = arguments::output::<Vector<f32, N1>>(builder);
     let [len, first] = std::array::from_fn(|_| arguments::position(builder));
-    squares::expand(&mut builder.scope, x, partial, len, first, spec.cube_dim);
+    squares::expand(&mut builder.scope, x, partial, len, first, spec.team());
 }
 
 /// One cube: ends the report. The factor brings the sum over targets, times the loss scale, to the mean with a norm of at most `max_norm`.
@@ -98,19 +103,19 @@ fn close(
     places: usize,
     unscale: f32,
     max_norm: f32,
-    #[comptime] cube_dim: u32,
+    #[comptime] team: Team,
     #[comptime] skips_overflow: bool,
 ) {
-    let mut shared = SharedMemory::<f32>::new(comptime!(cube_dim as usize));
+    let mut shared = SharedMemory::<f32>::new(comptime!(team.cube_dim as usize));
     let unit = UNIT_POS as usize;
     let mut sum = Vector::<f32, N1>::new(0.0f32);
     let mut broken = Vector::<f32, N1>::new(0.0f32);
-    for at in range_stepped(unit, places, comptime!(cube_dim as usize).runtime()) {
+    for at in range_stepped(unit, places, comptime!(team.cube_dim as usize).runtime()) {
         sum += partial[at * SQUARES_STRIDE];
         broken += partial[at * SQUARES_STRIDE + 1];
     }
-    let sum = sum_cube(sum, &mut shared, cube_dim);
-    let broken = f32::cast_from(sum_cube(broken, &mut shared, cube_dim));
+    let sum = sum_team(sum, &mut shared, team);
+    let broken = f32::cast_from(sum_team(broken, &mut shared, team));
     if unit == 0 && CUBE_POS == 0 {
         let loss = f32::cast_from(report[LOSS]);
         let count = f32::cast_from(report[COUNT]);
@@ -136,7 +141,7 @@ pub fn define_close(builder: &mut KernelBuilder, spec: &Spec) {
     let places = arguments::position(builder);
     let [unscale, max_norm] = std::array::from_fn(|_| arguments::number(builder));
     let (scope, skips) = (&mut builder.scope, spec.constants[0] == 1);
-    close::expand(scope, partial, report, places, unscale, max_norm, spec.cube_dim, skips);
+    close::expand(scope, partial, report, places, unscale, max_norm, spec.team(), skips);
 }
 
 /// Sets the factor of the gradient by hand.
