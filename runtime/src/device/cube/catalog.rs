@@ -5,6 +5,7 @@
 
 use super::profile::rounding;
 use super::{DefineFn, Profile, Spec};
+use crate::kernels::library::attention_mma;
 use crate::kernels::{Rounding, define_column_sum, library, training};
 use kiln_compiler::ir::DType;
 use std::fmt;
@@ -68,6 +69,17 @@ pub enum LibraryKernel {
         types: [DType; 4],
         /// What k̄ and v̄ are rounded to before they are stored.
         rounds: [Option<DType>; 2],
+        /// Size of a head.
+        head: usize,
+        /// Queries see no later key.
+        causal: bool,
+    },
+    /// Attention, forward, on tensor cores.
+    AttentionMma {
+        /// Of q, k and v, each the same, and of o.
+        types: [DType; 4],
+        /// What o is rounded to before it is stored.
+        round: Option<DType>,
         /// Size of a head.
         head: usize,
         /// Queries see no later key.
@@ -141,6 +153,8 @@ pub enum Arithmetic {
     AsWritten,
     /// It may: long sums of products.
     Contracted,
+    /// It may, and numbers too small for full precision may become 0: exponentials take one instruction then, not four.
+    Flushed,
 }
 
 /// Which of a device's cube sizes a kernel takes.
@@ -149,6 +163,8 @@ enum Units {
     Row,
     /// The largest square that a cube of a map holds.
     Square,
+    /// Its own, whatever the device: that of the tiles of `attention_mma`.
+    Mma,
 }
 
 /// What is read from a kernel, in one place for each.
@@ -163,6 +179,8 @@ struct Form<'a> {
     width: usize,
     accumulate: bool,
     units: Units,
+    /// Bytes of shared memory, where it is not one word for each unit.
+    shared: Option<usize>,
     arithmetic: Arithmetic,
 }
 
@@ -177,6 +195,7 @@ impl LibraryKernel {
             width: 1,
             accumulate: false,
             units: Units::Map,
+            shared: None,
             arithmetic: Arithmetic::AsWritten,
         };
         let row = |name, define| Form { units: Units::Row, ..map(name, define) };
@@ -218,6 +237,15 @@ impl LibraryKernel {
                 constants: [*head, usize::from(*causal)],
                 ..product("attention_keys", library::define_attention_keys)
             },
+            LibraryKernel::AttentionMma { types, round, head, causal } => Form {
+                types,
+                rounds: from_ref(round),
+                constants: [*head, usize::from(*causal)],
+                units: Units::Mma,
+                shared: Some(attention_mma::shared_bytes(*head)),
+                arithmetic: Arithmetic::Flushed,
+                ..product("attention_mma", attention_mma::define_attention_mma)
+            },
             LibraryKernel::LossRows => row("loss_rows", library::define_loss_rows),
             LibraryKernel::LossSum => row("loss_sum", library::define_loss_sum),
             LibraryKernel::LossGradient => map("loss_gradient", library::define_loss_gradient),
@@ -255,6 +283,15 @@ impl LibraryKernel {
     /// Builds it.
     pub fn define(&self) -> DefineFn {
         self.form().define
+    }
+
+    /// Cubes that a form of attention on tensor cores is launched with, for so many heads, heads of a group, queries and keys; none for
+    /// others.
+    pub fn attention_cubes(&self, [heads, _group, s, _t]: [usize; 4]) -> usize {
+        match self {
+            LibraryKernel::AttentionMma { head, .. } => heads * s.div_ceil(attention_mma::queries(*head)),
+            _ => 0,
+        }
     }
 
     /// How its sums of products may be computed.
@@ -295,14 +332,21 @@ impl Profile {
 
     /// The key of a library kernel: its name stands for its body, which no user's crate can change.
     pub fn library(&self, kernel: &LibraryKernel) -> Spec {
-        let Form { name, types, rounds, constants, width, accumulate, units, .. } = kernel.form();
+        let Form { name, types, rounds, constants, width, accumulate, units, shared, .. } = kernel.form();
         let cube_dim = match units {
             Units::Map => self.shape.map_units,
             Units::Row => self.shape.row_units,
+            Units::Mma => attention_mma::UNITS,
             Units::Square => (self.square_side() * self.square_side()) as u32,
         };
-        let mut spec =
-            Spec { width, cube_dim, accumulate: u32::from(accumulate), constants, ..self.spec(name.to_owned(), types) };
+        let mut spec = Spec {
+            width,
+            cube_dim,
+            accumulate: u32::from(accumulate),
+            constants,
+            shared,
+            ..self.spec(name.to_owned(), types)
+        };
         for (i, round) in rounds.iter().enumerate() {
             spec.roundings[types.len() + i] = round.map_or(Rounding::None, rounding);
         }
@@ -381,10 +425,16 @@ fn of_precision(d: DType) -> Vec<LibraryKernel> {
         all.push(LibraryKernel::Attention { types, round, head, causal });
         all.push(LibraryKernel::AttentionQueries { types, round, head, causal });
         all.push(LibraryKernel::AttentionKeys { types, rounds: [round; 2], head, causal });
+        if d != F32 {
+            all.push(LibraryKernel::AttentionMma { types, round, head, causal });
+        }
     }
     let (types, head, causal) = ([d; 4], HEADS[0], false);
     all.push(LibraryKernel::Attention { types, round: None, head, causal });
     all.push(LibraryKernel::AttentionQueries { types, round: None, head, causal });
     all.push(LibraryKernel::AttentionKeys { types, rounds: [None; 2], head, causal });
+    if d != F32 {
+        all.push(LibraryKernel::AttentionMma { types, round: None, head, causal });
+    }
     all
 }

@@ -6,15 +6,19 @@ use crate::layer::KernelDef;
 use cubecl::Compiler;
 use cubecl::ir::features::Plane;
 use cubecl::ir::{
-    ContiguousElements, DeviceProperties, HardwareProperties, MatrixLayout, MemoryDeviceProperties, MmaProperties,
-    TargetProperties, VectorSize,
+    ContiguousElements, DeviceProperties, ElemType, FloatKind, HardwareProperties, MatrixLayout,
+    MemoryDeviceProperties, MmaProperties, TargetProperties, VectorSize,
 };
 use cubecl::prelude::*;
 use cubecl::profile::TimingMethod;
 use cubecl_cpp::cuda::CudaDialect;
-use cubecl_cpp::cuda::mma::{CudaWmmaCompiler, contiguous_elements_cuda};
-use cubecl_cpp::shared::{CompilationOptions, CppCompiler, CppSupportedFeatures, SharedMemory};
-use cubecl_cpp::{Dialect, register_supported_types};
+use cubecl_cpp::cuda::arch::CudaArchitecture;
+use cubecl_cpp::cuda::mma::{PtxWmmaCompiler, contiguous_elements_cuda};
+use cubecl_cpp::shared::{
+    CompilationOptions, CppCompiler, CppSupportedFeatures, SharedMemory, SupportedMmaCombinations,
+    register_mma_features,
+};
+use cubecl_cpp::{Dialect, DialectWmmaCompiler, register_supported_types};
 use kiln_compiler::fuse::Region;
 use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -82,6 +86,7 @@ impl CudaSource {
         match self.arithmetic {
             Arithmetic::AsWritten => options.push("--fmad=false".to_owned()),
             Arithmetic::Contracted => {}
+            Arithmetic::Flushed => options.push("--ftz=true".to_owned()),
         }
         options
     }
@@ -127,7 +132,8 @@ impl CudaCompiler {
     fn source(&self, spec: &Spec, define: DefineFn, arithmetic: Arithmetic) -> Result<CudaSource, CubeError> {
         let definition = self.profile.try_define(spec, define)?;
         let address = profile::settings(spec).address_type.unsigned_type();
-        let mut compiler = CppCompiler::<CudaDialect<CudaWmmaCompiler>>::default();
+        // In this dialect code includes no `mma.h`, which comes with NVCC alone.
+        let mut compiler = CppCompiler::<CudaDialect<PtxWmmaCompiler>>::default();
         let (code, shared_bytes) = {
             let _one_at_a_time = COMPILING.lock().unwrap_or_else(PoisonError::into_inner);
             let mut kernel = compiler
@@ -136,6 +142,10 @@ impl CudaCompiler {
             place_in_order(&mut kernel.body.shared_memories);
             (kernel.to_string(), kernel.shared_memory_size())
         };
+        if let Some(said) = spec.shared.filter(|&said| said != shared_bytes) {
+            let message = format!("{shared_bytes} bytes of shared memory, not {said} as its launches are checked for");
+            return Err(CubeError::Build { kernel: spec.name.clone(), message });
+        }
         Ok(CudaSource {
             name: spec.name.clone(),
             units: spec.cube_dim,
@@ -210,8 +220,8 @@ fn options(arch: Arch) -> CompilationOptions {
     }
 }
 
-/// What CubeCL's CUDA runtime reads from the driver of such a card and then registers, but for tensor cores and the copy engine, which no
-/// kernel of Kiln uses through CubeCL.
+/// What CubeCL's CUDA runtime reads from the driver of such a card and then registers, but for the copy engine, which no kernel of Kiln uses
+/// through CubeCL.
 fn properties(arch: Arch) -> DeviceProperties {
     // The smaller card of each kind: 40 GB and 80 GB, a quarter of which is CubeCL's largest page.
     let (processors, memory) = match arch {
@@ -237,7 +247,15 @@ fn properties(arch: Arch) -> DeviceProperties {
     let memory = MemoryDeviceProperties { max_page_size: memory / 4, alignment: 512 };
     let mut properties = DeviceProperties::new(Default::default(), memory, hardware, TimingMethod::System);
     register_supported_types(&mut properties);
+    let version = match arch {
+        Arch::Sm80 => 80,
+        Arch::Sm90a => 90,
+    };
+    register_mma_features(supported_mma(&CudaArchitecture { version }), &mut properties);
     let features = &mut properties.features;
+    for kind in [FloatKind::F16, FloatKind::BF16] {
+        features.matmul.ldmatrix.insert(ElemType::Float(kind).into());
+    }
     features.memory_reinterpret = true;
     features.alignment = true;
     features.copy_async = true;
@@ -246,6 +264,11 @@ fn properties(arch: Arch) -> DeviceProperties {
     features.plane.insert(Plane::Ops);
     features.plane.insert(Plane::NonUniformControlFlow);
     properties
+}
+
+/// Shapes of products on tensor cores.
+fn supported_mma(arch: &CudaArchitecture) -> SupportedMmaCombinations {
+    <PtxWmmaCompiler as DialectWmmaCompiler<CudaDialect<PtxWmmaCompiler>>>::supported_mma_combinations(arch)
 }
 
 /// Layouts of matrix fragments, as in CubeCL's CUDA runtime.

@@ -52,6 +52,7 @@ impl Profile {
             cube_dim: self.shape.map_units,
             accumulate: 0,
             constants: [0; 2],
+            shared: None,
             program: None,
         };
         for (slot, &dtype) in types.iter().enumerate() {

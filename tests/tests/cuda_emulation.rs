@@ -1,0 +1,312 @@
+//! Kernels for CUDA cards, run: the code that is made for a card, compiled for the CPU with CUDA's units, planes and tensor cores emulated, gives
+//! what f64 gives, to the last element and whatever the order of units.
+
+use kiln::DType;
+use kiln::device::cube::{Arch, CudaCompiler, CudaSource, LibraryKernel};
+use kiln_tests::emulation::{Emulated, Launch};
+use kiln_tests::skips;
+use libtest_mimic::{Arguments, Failed, Trial};
+use std::sync::Arc;
+
+/// Attention over q \[heads, s, k\] and keys \[heads / group, t, k\].
+#[derive(Clone, Copy, Debug)]
+struct Shape {
+    heads: usize,
+    group: usize,
+    s: usize,
+    t: usize,
+}
+
+/// Tiles that are full, one that is not, one query, more keys than queries and fewer, groups.
+const SHAPES: [Shape; 5] = [
+    Shape { heads: 1, group: 1, s: 128, t: 128 },
+    Shape { heads: 3, group: 3, s: 150, t: 150 },
+    Shape { heads: 2, group: 1, s: 1, t: 70 },
+    Shape { heads: 2, group: 2, s: 37, t: 201 },
+    Shape { heads: 2, group: 1, s: 133, t: 61 },
+];
+
+/// Which kernel of attention.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Walk {
+    Forward,
+}
+
+/// A kernel in one form.
+#[derive(Clone, Copy, Debug)]
+struct Case {
+    walk: Walk,
+    dtype: DType,
+    head: usize,
+    causal: bool,
+}
+
+impl Case {
+    fn kernel(&self) -> LibraryKernel {
+        let Case { dtype, head, causal, .. } = *self;
+        let (types, round) = ([dtype; 4], Some(dtype));
+        match self.walk {
+            Walk::Forward => LibraryKernel::AttentionMma { types, round, head, causal },
+        }
+    }
+
+    fn source(&self) -> Result<CudaSource, Failed> {
+        Ok(CudaCompiler::new(Arch::Sm90a).library(&self.kernel())?)
+    }
+
+    /// Cubes of a launch.
+    fn cubes(&self, shape: Shape) -> usize {
+        match self.walk {
+            Walk::Forward => self.kernel().attention_cubes([shape.heads, shape.group, shape.s, shape.t]),
+        }
+    }
+}
+
+/// Numbers of a bell curve's width from a counter.
+struct Numbers(u64);
+
+impl Numbers {
+    fn next(&mut self) -> f64 {
+        let uniform = |state: &mut u64| {
+            *state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            (*state >> 40) as f64 / (1u64 << 24) as f64
+        };
+        (0..4).map(|_| uniform(&mut self.0)).sum::<f64>() * 2.0 - 4.0
+    }
+
+    fn tensor(&mut self, len: usize, dtype: DType, width: f64) -> Tensor {
+        Tensor::new((0..len).map(|_| self.next() * width).collect(), dtype)
+    }
+}
+
+/// Values of a type, and as a card stores them.
+#[derive(Clone)]
+struct Tensor {
+    values: Vec<f64>,
+    bytes: Vec<u8>,
+}
+
+impl Tensor {
+    fn new(values: Vec<f64>, dtype: DType) -> Tensor {
+        let bytes = values.iter().flat_map(|&x| store(x, dtype)).collect::<Vec<u8>>();
+        Tensor { values: load(&bytes, dtype), bytes }
+    }
+}
+
+fn store(x: f64, dtype: DType) -> Vec<u8> {
+    match dtype {
+        DType::Bf16 => half::bf16::from_f64(x).to_le_bytes().to_vec(),
+        DType::F16 => half::f16::from_f64(x).to_le_bytes().to_vec(),
+        _ => (x as f32).to_le_bytes().to_vec(),
+    }
+}
+
+fn load(bytes: &[u8], dtype: DType) -> Vec<f64> {
+    match dtype {
+        DType::Bf16 => bytes.chunks_exact(2).map(|c| half::bf16::from_le_bytes([c[0], c[1]]).to_f64()).collect(),
+        DType::F16 => bytes.chunks_exact(2).map(|c| half::f16::from_le_bytes([c[0], c[1]]).to_f64()).collect(),
+        _ => bytes.chunks_exact(4).map(|c| f64::from(f32::from_le_bytes([c[0], c[1], c[2], c[3]]))).collect(),
+    }
+}
+
+/// Half a step of a type's numbers near 1, and near 0.
+fn steps(dtype: DType) -> (f64, f64) {
+    match dtype {
+        DType::Bf16 => (2f64.powi(-8), 0.0),
+        DType::F16 => (2f64.powi(-11), 2f64.powi(-25)),
+        _ => (2f64.powi(-24), 0.0),
+    }
+}
+
+/// What a kernel should give, and how far from it rounding can lead.
+struct Expected {
+    values: Vec<f64>,
+    bounds: Vec<f64>,
+}
+
+/// Operands and results in f64.
+struct Attention {
+    shape: Shape,
+    case: Case,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    o: Expected,
+    lse: Expected,
+}
+
+/// Error of a sum of f32 products, relative to the sum of their sizes: far more than the sums of K ≤ 128 terms and of exponents make.
+const F32_SUM: f64 = 1e-5;
+
+impl Attention {
+    fn new(case: Case, shape: Shape) -> Attention {
+        let Case { dtype, head, causal, .. } = case;
+        let Shape { heads, group, s, t } = shape;
+        let mut numbers = Numbers(1 + (head + s * 7 + t * 31) as u64);
+        let q = numbers.tensor(heads * s * head, dtype, 1.0);
+        let k = numbers.tensor(heads / group * t * head, dtype, 1.0);
+        let v = numbers.tensor(heads / group * t * head, dtype, 1.0);
+        let (u, tiny) = steps(dtype);
+        let empty = || Expected { values: Vec::new(), bounds: Vec::new() };
+        let (mut o, mut lse) = (empty(), empty());
+        for row in 0..heads * s {
+            let keys = row / s / group * t;
+            let seen = if causal { (row % s + 1 + t).saturating_sub(s).min(t) } else { t };
+            let query = &q.values[row * head..][..head];
+            let row_of = |x: &Tensor, j: usize| x.values[(keys + j) * head..][..head].to_vec();
+            let dot = |a: &[f64], b: &[f64]| a.iter().zip(b).map(|(x, y)| x * y).sum::<f64>();
+            let scale = 1.0 / (head as f64).sqrt();
+            let scores: Vec<f64> = (0..seen).map(|j| dot(query, &row_of(&k, j)) * scale).collect();
+            let highest = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+            let total: f64 = scores.iter().map(|x| (x - highest).exp()).sum();
+            let norm = if seen == 0 { f64::NEG_INFINITY } else { highest + total.ln() };
+            lse.values.push(norm);
+            lse.bounds.push(F32_SUM * (1.0 + highest.abs()));
+            let weights: Vec<f64> = scores.iter().map(|x| (x - norm).exp()).collect();
+            for x in 0..head {
+                let column: Vec<f64> = (0..seen).map(|j| v.values[(keys + j) * head + x]).collect();
+                let (sum, size) =
+                    (dot(&weights, &column), weights.iter().zip(&column).map(|(w, v)| w * v.abs()).sum::<f64>());
+                let all = column.iter().map(|v| v.abs()).sum::<f64>();
+                o.values.push(sum);
+                o.bounds.push((u + F32_SUM) * size + tiny * (all + 1.0) + u * sum.abs());
+            }
+        }
+        Attention { shape, case, q, k, v, o, lse }
+    }
+
+    /// Buffers of the walk; outputs are poison.
+    fn buffers(&self) -> Vec<Vec<u8>> {
+        let Shape { heads, s, .. } = self.shape;
+        let poison = |bytes: usize| vec![0xff; bytes];
+        match self.case.walk {
+            Walk::Forward => {
+                let [q, k, v] = [&self.q, &self.k, &self.v].map(|x| x.bytes.clone());
+                vec![q, k, v, poison(self.q.bytes.len()), poison(heads * s * 4)]
+            }
+        }
+    }
+
+    /// Results with their places among the buffers and their types.
+    fn expected(&self) -> Vec<(&'static str, usize, DType, &Expected)> {
+        match self.case.walk {
+            Walk::Forward => vec![("o", 3, self.case.dtype, &self.o), ("lse", 4, DType::F32, &self.lse)],
+        }
+    }
+
+    /// Runs it with units in the order of `seed`; gives the buffers and the largest share of a bound that an error takes.
+    fn run(&self, emulated: &mut Emulated, seed: u32) -> Result<(Vec<Vec<u8>>, f64), String> {
+        let Shape { heads, group, s, t } = self.shape;
+        let mut buffers = self.buffers();
+        let positions = [heads, group, s, t].map(|n| n as u32);
+        let numbers = [1.0 / (self.case.head as f32).sqrt()];
+        let cubes = [self.case.cubes(self.shape) as u32, 1];
+        emulated.launch(&mut buffers, &Launch { cubes, positions: &positions, numbers: &numbers, seed })?;
+        let mut worst = 0.0f64;
+        for (name, at, dtype, expected) in self.expected() {
+            for (i, (got, want)) in load(&buffers[at], dtype).iter().zip(&expected.values).enumerate() {
+                let share = if got == want { 0.0 } else { (got - want).abs() / expected.bounds[i] };
+                if !(share <= 1.0) {
+                    return Err(format!(
+                        "{:?} {name}[{i}] is {got}, not {want} (within {:e})",
+                        self.shape, expected.bounds[i]
+                    ));
+                }
+                worst = worst.max(share);
+            }
+        }
+        Ok((buffers, worst))
+    }
+}
+
+/// Orders of units: as numbered, the other way round, and begun in the middle.
+const SEEDS: [u32; 3] = [0, 1, 75];
+
+fn check(case: Case) -> Result<(), Failed> {
+    let mut emulated = Emulated::compile(&case.source()?)?;
+    for shape in SHAPES {
+        let attention = Attention::new(case, shape);
+        let (first, share) = attention.run(&mut emulated, SEEDS[0])?;
+        println!("{case:?} {shape:?}: {share:.3} of the bound");
+        for seed in &SEEDS[1..] {
+            if attention.run(&mut emulated, *seed)?.0 != first {
+                return Err(format!("{shape:?}: the order of units changes the result").into());
+            }
+        }
+    }
+    Ok(())
+}
+
+/// The case must fail when `from` is replaced in its code.
+fn notices(case: Case, from: &str, to: &str) -> Result<(), Failed> {
+    let mut source = case.source()?;
+    if !source.code.contains(from) {
+        return Err(format!("the code has no `{from}`").into());
+    }
+    source.code = source.code.replace(from, to);
+    let mut emulated = Emulated::compile(&source)?;
+    for shape in SHAPES {
+        let attention = Attention::new(case, shape);
+        let mut first = None;
+        for seed in SEEDS {
+            match attention.run(&mut emulated, seed) {
+                Err(_) => return Ok(()),
+                Ok((buffers, _)) if first.get_or_insert_with(|| buffers.clone()) != &buffers => return Ok(()),
+                Ok(_) => {}
+            }
+        }
+    }
+    Err(format!("`{to}` instead of `{from}` is not noticed").into())
+}
+
+fn cases() -> Vec<Case> {
+    let mut all = Vec::new();
+    for walk in [Walk::Forward] {
+        for (dtype, head, causal) in [
+            (DType::Bf16, 64, true),
+            (DType::Bf16, 64, false),
+            (DType::Bf16, 128, true),
+            (DType::Bf16, 16, true),
+            (DType::F16, 64, true),
+            (DType::F16, 128, false),
+        ] {
+            all.push(Case { walk, dtype, head, causal });
+        }
+    }
+    all
+}
+
+fn main() {
+    let arguments = Arguments::from_args();
+    let mut trials = Vec::new();
+    for case in cases() {
+        let Case { walk, dtype, head, causal } = case;
+        let name = format!("emulated/{walk:?}/{dtype} {head}{}", if causal { " causal" } else { "" }).to_lowercase();
+        trials.push(trial(name, move || check(case)));
+    }
+    for walk in [Walk::Forward] {
+        let case = Case { walk, dtype: DType::Bf16, head: 64, causal: true };
+        for (what, from, to) in [
+            ("a matrix that is not transposed", ".trans.shared", ".shared"),
+            ("no barrier", "__syncthreads();", ""),
+            ("another lane", "__shfl_xor_sync(-1, ", "__shfl_xor_sync(-1, 1.5f * "),
+        ] {
+            trials.push(trial(format!("emulated/{walk:?}/notices {what}").to_lowercase(), move || {
+                notices(case, from, to)
+            }));
+        }
+    }
+    libtest_mimic::run(&arguments, trials).exit();
+}
+
+/// A case that is skipped, and counted, where there is no g++.
+fn trial(name: String, run: impl Fn() -> Result<(), Failed> + Send + Sync + 'static) -> Trial {
+    let run = Arc::new(run);
+    Trial::test(name.clone(), move || match skips::no_compiler() {
+        None => run(),
+        Some(reason) => {
+            skips::skip(&name, &reason);
+            Ok(())
+        }
+    })
+}
