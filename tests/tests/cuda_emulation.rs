@@ -15,21 +15,29 @@ struct Shape {
     group: usize,
     s: usize,
     t: usize,
+    /// Of the queries' numbers: large ones make probabilities of nearly 0 and 1.
+    width: f64,
 }
 
 /// Tiles that are full, one that is not, one query, more keys than queries and fewer, groups.
 const SHAPES: [Shape; 5] = [
-    Shape { heads: 1, group: 1, s: 128, t: 128 },
-    Shape { heads: 3, group: 3, s: 150, t: 150 },
-    Shape { heads: 2, group: 1, s: 1, t: 70 },
-    Shape { heads: 2, group: 2, s: 37, t: 201 },
-    Shape { heads: 2, group: 1, s: 133, t: 61 },
+    Shape { heads: 1, group: 1, s: 128, t: 128, width: 1.0 },
+    Shape { heads: 3, group: 3, s: 150, t: 150, width: 1.0 },
+    Shape { heads: 2, group: 1, s: 1, t: 70, width: 1.0 },
+    Shape { heads: 2, group: 2, s: 37, t: 201, width: 8.0 },
+    Shape { heads: 2, group: 1, s: 133, t: 61, width: 2.0 },
 ];
 
 /// Which kernel of attention.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Walk {
     Forward,
+    Queries,
+    Keys,
+}
+
+impl Walk {
+    const ALL: [Walk; 3] = [Walk::Forward, Walk::Queries, Walk::Keys];
 }
 
 /// A kernel in one form.
@@ -47,18 +55,13 @@ impl Case {
         let (types, round) = ([dtype; 4], Some(dtype));
         match self.walk {
             Walk::Forward => LibraryKernel::AttentionMma { types, round, head, causal },
+            Walk::Queries => LibraryKernel::AttentionQueriesMma { types, round, head, causal },
+            Walk::Keys => LibraryKernel::AttentionKeysMma { types, rounds: [round; 2], head, causal },
         }
     }
 
     fn source(&self) -> Result<CudaSource, Failed> {
         Ok(CudaCompiler::new(Arch::Sm90a).library(&self.kernel())?)
-    }
-
-    /// Cubes of a launch.
-    fn cubes(&self, shape: Shape) -> usize {
-        match self.walk {
-            Walk::Forward => self.kernel().attention_cubes([shape.heads, shape.group, shape.s, shape.t]),
-        }
     }
 }
 
@@ -124,83 +127,144 @@ struct Expected {
     bounds: Vec<f64>,
 }
 
-/// Operands and results in f64.
+impl Expected {
+    fn zeros(len: usize) -> Expected {
+        Expected { values: vec![0.0; len], bounds: vec![0.0; len] }
+    }
+
+    fn add(&mut self, i: usize, value: f64, bound: f64) {
+        self.values[i] += value;
+        self.bounds[i] += bound;
+    }
+
+    /// Times `factor`, then rounded to `dtype`.
+    fn stored(mut self, factor: f64, dtype: DType) -> Expected {
+        let (u, tiny) = steps(dtype);
+        for (value, bound) in self.values.iter_mut().zip(&mut self.bounds) {
+            *value *= factor;
+            *bound = *bound * factor + u * value.abs() + tiny;
+        }
+        self
+    }
+}
+
+/// Operands and results.
 struct Attention {
     shape: Shape,
     case: Case,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    o: Expected,
-    lse: Expected,
+    /// q, k, v and ō.
+    operands: [Tensor; 4],
+    /// o, lse, q̄, δ, k̄, v̄.
+    results: [Expected; 6],
 }
 
 /// Error of a sum of f32 products, relative to the sum of their sizes: far more than the sums of K ≤ 128 terms and of exponents make.
 const F32_SUM: f64 = 1e-5;
 
+fn dot(a: &[f64], b: &[f64]) -> f64 {
+    a.iter().zip(b).map(|(x, y)| x * y).sum()
+}
+
+/// Σ|a·b|.
+fn size(a: &[f64], b: &[f64]) -> f64 {
+    a.iter().zip(b).map(|(x, y)| (x * y).abs()).sum()
+}
+
 impl Attention {
+    /// Everything in f64, but that the derivative reads o and lse as they are stored.
     fn new(case: Case, shape: Shape) -> Attention {
         let Case { dtype, head, causal, .. } = case;
-        let Shape { heads, group, s, t } = shape;
+        let Shape { heads, group, s, t, width } = shape;
         let mut numbers = Numbers(1 + (head + s * 7 + t * 31) as u64);
-        let q = numbers.tensor(heads * s * head, dtype, 1.0);
-        let k = numbers.tensor(heads / group * t * head, dtype, 1.0);
-        let v = numbers.tensor(heads / group * t * head, dtype, 1.0);
+        let (of_queries, of_keys) = (heads * s * head, heads / group * t * head);
+        let lengths = [(of_queries, width), (of_keys, 1.0), (of_keys, 1.0), (of_queries, 1.0)];
+        let operands = lengths.map(|(len, width)| numbers.tensor(len, dtype, width));
+        let [q, k, v, d_o] = operands.each_ref().map(|x| x.values.as_slice());
         let (u, tiny) = steps(dtype);
-        let empty = || Expected { values: Vec::new(), bounds: Vec::new() };
-        let (mut o, mut lse) = (empty(), empty());
+        let scale = 1.0 / (head as f64).sqrt();
+        let [mut o, mut d_q] = [(); 2].map(|()| Expected::zeros(of_queries));
+        let [mut lse, mut delta] = [(); 2].map(|()| Expected::zeros(heads * s));
+        let [mut d_k, mut d_v] = [(); 2].map(|()| Expected::zeros(of_keys));
         for row in 0..heads * s {
-            let keys = row / s / group * t;
+            let key_rows = row / s / group * t;
             let seen = if causal { (row % s + 1 + t).saturating_sub(s).min(t) } else { t };
-            let query = &q.values[row * head..][..head];
-            let row_of = |x: &Tensor, j: usize| x.values[(keys + j) * head..][..head].to_vec();
-            let dot = |a: &[f64], b: &[f64]| a.iter().zip(b).map(|(x, y)| x * y).sum::<f64>();
-            let scale = 1.0 / (head as f64).sqrt();
-            let scores: Vec<f64> = (0..seen).map(|j| dot(query, &row_of(&k, j)) * scale).collect();
+            let line = |x: &'_ [f64], at: usize| x[at * head..][..head].to_vec();
+            let (query, d) = (line(q, row), line(d_o, row));
+            let scores: Vec<f64> = (0..seen).map(|j| dot(&query, &line(k, key_rows + j)) * scale).collect();
             let highest = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
             let total: f64 = scores.iter().map(|x| (x - highest).exp()).sum();
             let norm = if seen == 0 { f64::NEG_INFINITY } else { highest + total.ln() };
-            lse.values.push(norm);
-            lse.bounds.push(F32_SUM * (1.0 + highest.abs()));
+            let score_error = F32_SUM * (1.0 + scores.iter().fold(0.0f64, |a, x| a.max(x.abs())));
+            lse.add(row, norm, score_error);
             let weights: Vec<f64> = scores.iter().map(|x| (x - norm).exp()).collect();
-            for x in 0..head {
-                let column: Vec<f64> = (0..seen).map(|j| v.values[(keys + j) * head + x]).collect();
-                let (sum, size) =
-                    (dot(&weights, &column), weights.iter().zip(&column).map(|(w, v)| w * v.abs()).sum::<f64>());
-                let all = column.iter().map(|v| v.abs()).sum::<f64>();
-                o.values.push(sum);
-                o.bounds.push((u + F32_SUM) * size + tiny * (all + 1.0) + u * sum.abs());
+            let relative = u + score_error;
+            for (j, weight) in weights.iter().enumerate() {
+                for x in 0..head {
+                    let value = v[(key_rows + j) * head + x];
+                    o.add(row * head + x, weight * value, (relative * weight + tiny) * value.abs());
+                }
+            }
+            let stored: Vec<f64> = line(&o.values, row).iter().flat_map(|&x| load(&store(x, dtype), dtype)).collect();
+            let own = dot(&d, &stored);
+            delta.add(row, own, F32_SUM * size(&d, &stored));
+            for (j, weight) in weights.iter().enumerate() {
+                let (key, value) = (line(k, key_rows + j), line(v, key_rows + j));
+                let d_score = weight * (dot(&d, &value) - own);
+                let error = (u + score_error) * d_score.abs()
+                    + weight * F32_SUM * (size(&d, &value) + size(&d, &stored))
+                    + tiny;
+                for x in 0..head {
+                    let at = (key_rows + j) * head + x;
+                    d_q.add(row * head + x, d_score * key[x], error * key[x].abs());
+                    d_k.add(at, d_score * query[x], error * query[x].abs());
+                    d_v.add(at, weight * d[x], (relative * weight + tiny) * d[x].abs());
+                }
             }
         }
-        Attention { shape, case, q, k, v, o, lse }
+        let [o, d_q, d_k, d_v] =
+            [(o, 1.0), (d_q, scale), (d_k, scale), (d_v, 1.0)].map(|(x, factor)| x.stored(factor, dtype));
+        Attention { shape, case, operands, results: [o, lse, d_q, delta, d_k, d_v] }
     }
 
     /// Buffers of the walk; outputs are poison.
     fn buffers(&self) -> Vec<Vec<u8>> {
-        let Shape { heads, s, .. } = self.shape;
-        let poison = |bytes: usize| vec![0xff; bytes];
+        let [q, k, v, d_o] = self.operands.each_ref().map(|x| x.bytes.clone());
+        let [o, lse, delta] = [(0, self.case.dtype), (1, DType::F32), (3, DType::F32)]
+            .map(|(i, dtype)| Tensor::new(self.results[i].values.clone(), dtype).bytes);
+        let poison = |like: &Vec<u8>| vec![0xff; like.len()];
         match self.case.walk {
             Walk::Forward => {
-                let [q, k, v] = [&self.q, &self.k, &self.v].map(|x| x.bytes.clone());
-                vec![q, k, v, poison(self.q.bytes.len()), poison(heads * s * 4)]
+                let outputs = [poison(&q), poison(&lse)];
+                [vec![q, k, v], outputs.to_vec()].concat()
+            }
+            Walk::Queries => {
+                let outputs = [poison(&q), poison(&lse)];
+                [vec![q, k, v, o, lse, d_o], outputs.to_vec()].concat()
+            }
+            Walk::Keys => {
+                let outputs = [poison(&k), poison(&k)];
+                [vec![q, k, v, lse, d_o, delta], outputs.to_vec()].concat()
             }
         }
     }
 
-    /// Results with their places among the buffers and their types.
-    fn expected(&self) -> Vec<(&'static str, usize, DType, &Expected)> {
+    /// Results with their names, their places among the buffers and their types.
+    fn expected(&self) -> [(&'static str, usize, DType, &Expected); 2] {
+        let (dtype, [o, lse, d_q, delta, d_k, d_v]) = (self.case.dtype, &self.results);
         match self.case.walk {
-            Walk::Forward => vec![("o", 3, self.case.dtype, &self.o), ("lse", 4, DType::F32, &self.lse)],
+            Walk::Forward => [("o", 3, dtype, o), ("lse", 4, DType::F32, lse)],
+            Walk::Queries => [("q̄", 6, dtype, d_q), ("δ", 7, DType::F32, delta)],
+            Walk::Keys => [("k̄", 6, dtype, d_k), ("v̄", 7, dtype, d_v)],
         }
     }
 
     /// Runs it with units in the order of `seed`; gives the buffers and the largest share of a bound that an error takes.
     fn run(&self, emulated: &mut Emulated, seed: u32) -> Result<(Vec<Vec<u8>>, f64), String> {
-        let Shape { heads, group, s, t } = self.shape;
+        let Shape { heads, group, s, t, .. } = self.shape;
         let mut buffers = self.buffers();
         let positions = [heads, group, s, t].map(|n| n as u32);
         let numbers = [1.0 / (self.case.head as f32).sqrt()];
-        let cubes = [self.case.cubes(self.shape) as u32, 1];
+        let cubes = [self.case.kernel().attention_cubes([heads, group, s, t]) as u32, 1];
         emulated.launch(&mut buffers, &Launch { cubes, positions: &positions, numbers: &numbers, seed })?;
         let mut worst = 0.0f64;
         for (name, at, dtype, expected) in self.expected() {
@@ -223,6 +287,7 @@ impl Attention {
 const SEEDS: [u32; 3] = [0, 1, 75];
 
 fn check(case: Case) -> Result<(), Failed> {
+    if let Some(folder) = std::env::var_os("DUMP") { let s = case.source()?; std::fs::write(std::path::Path::new(&folder).join(format!("{:?}_{}_{}_{}.cu", case.walk, case.dtype, case.head, case.causal)), &s.code)?; }
     let mut emulated = Emulated::compile(&case.source()?)?;
     for shape in SHAPES {
         let attention = Attention::new(case, shape);
@@ -261,7 +326,7 @@ fn notices(case: Case, from: &str, to: &str) -> Result<(), Failed> {
 
 fn cases() -> Vec<Case> {
     let mut all = Vec::new();
-    for walk in [Walk::Forward] {
+    for walk in Walk::ALL {
         for (dtype, head, causal) in [
             (DType::Bf16, 64, true),
             (DType::Bf16, 64, false),
@@ -284,7 +349,7 @@ fn main() {
         let name = format!("emulated/{walk:?}/{dtype} {head}{}", if causal { " causal" } else { "" }).to_lowercase();
         trials.push(trial(name, move || check(case)));
     }
-    for walk in [Walk::Forward] {
+    for walk in Walk::ALL {
         let case = Case { walk, dtype: DType::Bf16, head: 64, causal: true };
         for (what, from, to) in [
             ("a matrix that is not transposed", ".trans.shared", ".shared"),

@@ -85,6 +85,28 @@ pub enum LibraryKernel {
         /// Queries see no later key.
         causal: bool,
     },
+    /// First walk of attention's derivative, on tensor cores.
+    AttentionQueriesMma {
+        /// Of q, of k and v, of o and ō, each the same, and of q̄.
+        types: [DType; 4],
+        /// What q̄ is rounded to before it is stored.
+        round: Option<DType>,
+        /// Size of a head.
+        head: usize,
+        /// Queries see no later key.
+        causal: bool,
+    },
+    /// Second walk of attention's derivative, on tensor cores.
+    AttentionKeysMma {
+        /// Of q, of k and v, of o and ō, each the same, and of k̄ and v̄.
+        types: [DType; 4],
+        /// What k̄ and v̄ are rounded to before they are stored.
+        rounds: [Option<DType>; 2],
+        /// Size of a head.
+        head: usize,
+        /// Queries see no later key.
+        causal: bool,
+    },
     /// Losses of rows of logits.
     LossRows,
     /// Sum of the losses.
@@ -200,6 +222,12 @@ impl LibraryKernel {
         };
         let row = |name, define| Form { units: Units::Row, ..map(name, define) };
         let product = |name, define| Form { arithmetic: Arithmetic::Contracted, ..map(name, define) };
+        let mma = |name, define, bytes| Form {
+            units: Units::Mma,
+            shared: Some(bytes),
+            arithmetic: Arithmetic::Flushed,
+            ..map(name, define)
+        };
         let flag = |on: bool| [usize::from(on), 0];
         match self {
             LibraryKernel::ColumnSum { to, accumulate } => {
@@ -241,10 +269,23 @@ impl LibraryKernel {
                 types,
                 rounds: from_ref(round),
                 constants: [*head, usize::from(*causal)],
-                units: Units::Mma,
-                shared: Some(attention_mma::shared_bytes(*head)),
-                arithmetic: Arithmetic::Flushed,
-                ..product("attention_mma", attention_mma::define_attention_mma)
+                ..mma("attention_mma", attention_mma::define_attention_mma, attention_mma::forward_bytes(*head))
+            },
+            LibraryKernel::AttentionQueriesMma { types, round, head, causal } => Form {
+                types,
+                rounds: from_ref(round),
+                constants: [*head, usize::from(*causal)],
+                ..mma(
+                    "attention_queries_mma",
+                    attention_mma::define_attention_queries_mma,
+                    attention_mma::queries_bytes(*head),
+                )
+            },
+            LibraryKernel::AttentionKeysMma { types, rounds, head, causal } => Form {
+                types,
+                rounds,
+                constants: [*head, usize::from(*causal)],
+                ..mma("attention_keys_mma", attention_mma::define_attention_keys_mma, attention_mma::keys_bytes(*head))
             },
             LibraryKernel::LossRows => row("loss_rows", library::define_loss_rows),
             LibraryKernel::LossSum => row("loss_sum", library::define_loss_sum),
@@ -287,9 +328,11 @@ impl LibraryKernel {
 
     /// Cubes that a form of attention on tensor cores is launched with, for so many heads, heads of a group, queries and keys; none for
     /// others.
-    pub fn attention_cubes(&self, [heads, _group, s, _t]: [usize; 4]) -> usize {
+    pub fn attention_cubes(&self, [heads, group, s, t]: [usize; 4]) -> usize {
         match self {
-            LibraryKernel::AttentionMma { head, .. } => heads * s.div_ceil(attention_mma::queries(*head)),
+            LibraryKernel::AttentionMma { head, .. } => heads * s.div_ceil(attention_mma::forward_queries(*head)),
+            LibraryKernel::AttentionQueriesMma { .. } => heads * s.div_ceil(attention_mma::walk_rows()),
+            LibraryKernel::AttentionKeysMma { .. } => heads / group.max(1) * t.div_ceil(attention_mma::walk_rows()),
             _ => 0,
         }
     }
@@ -427,6 +470,8 @@ fn of_precision(d: DType) -> Vec<LibraryKernel> {
         all.push(LibraryKernel::AttentionKeys { types, rounds: [round; 2], head, causal });
         if d != F32 {
             all.push(LibraryKernel::AttentionMma { types, round, head, causal });
+            all.push(LibraryKernel::AttentionQueriesMma { types, round, head, causal });
+            all.push(LibraryKernel::AttentionKeysMma { types, rounds: [round; 2], head, causal });
         }
     }
     let (types, head, causal) = ([d; 4], HEADS[0], false);
@@ -435,6 +480,8 @@ fn of_precision(d: DType) -> Vec<LibraryKernel> {
     all.push(LibraryKernel::AttentionKeys { types, rounds: [None; 2], head, causal });
     if d != F32 {
         all.push(LibraryKernel::AttentionMma { types, round: None, head, causal });
+        all.push(LibraryKernel::AttentionQueriesMma { types, round: None, head, causal });
+        all.push(LibraryKernel::AttentionKeysMma { types, rounds: [None; 2], head, causal });
     }
     all
 }

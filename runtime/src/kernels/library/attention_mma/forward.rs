@@ -1,15 +1,15 @@
 //! Attention forward on tensor cores: tiles of queries against tiles of keys, with scores and probabilities in registers.
 
 use super::tile::{
-    LOG2_E, LOWEST, N2, N8, PLANE, SIDE, exp2, fetch, lane_across, lane_down, left, left_of_sums, max_of_row, multiply,
-    put, right, stride, sum_of_row, zeros,
+    LOG2_E, LOWEST, N2, N8, PLANE, SIDE, exp2, fetch, lane_across, lane_down, left_of_sums, lefts, max_of_row, multiply,
+    put, right, store_row, stride, sum_of_row, zeros,
 };
 use super::{KEYS, forward_rows};
 use crate::device::cube::Spec;
 use crate::kernels::arguments;
 use crate::kernels::library::attention::visible;
 use crate::kernels::placeholders::{F0, F3, N1};
-use crate::kernels::rounding::{Rounding, round};
+use crate::kernels::rounding::Rounding;
 use cubecl::prelude::*;
 
 /// o\[h, i\] and lse\[h, i\]: a cube for `planes`·`blocks`·16 queries of a head, of which a plane has `blocks` times 16.
@@ -33,7 +33,6 @@ fn attention_mma(
 ) {
     let units = comptime!(planes * PLANE);
     let queries = comptime!(planes * blocks * SIDE);
-    let row_stride = comptime!(stride(head));
     // Queries pass through on their way to registers; then keys and values stay for one turn each.
     let mut tile = SharedMemory::<Vector<F0, N8>>::new_aligned(comptime!(forward_rows(head) * stride(head)), 16usize);
     let tiles = (s + queries - 1) / queries;
@@ -52,10 +51,7 @@ fn attention_mma(
         let mut query = Sequence::<Array<Vector<F0, N2>>>::new();
         #[unroll]
         for b in 0..blocks {
-            #[unroll]
-            for d in 0..comptime!(head / SIDE) {
-                query.push(left(&tile, down + (own + b * SIDE) * row_stride + 2 * d));
-            }
+            lefts(&mut query, &tile, down + (own + b * SIDE) * comptime!(stride(head)), head);
         }
         let mut sums = Sequence::<Sequence<Array<Vector<f32, N2>>>>::new();
         let mut highest = Array::<f32>::new(comptime!(2 * blocks));
@@ -200,12 +196,7 @@ fn attention_mma(
                 let share = select(sum > 0.0f32, 1.0f32 / sum, 0.0f32);
                 if row < s {
                     let at = h * s + row;
-                    #[unroll]
-                    for d in 0..comptime!(head / 8) {
-                        let value = sums.index(b).index(d)[r] * Vector::new(share);
-                        o[at * comptime!(head / 2) + d * 4 + lane % 4] =
-                            Vector::<F3, N2>::cast_from(round::<N2>(value, to));
-                    }
+                    store_row(sums.index(b), r, share, o, at, head, to);
                     if lane % 4 == 0 {
                         lse[at] = Vector::new(highest[of] * scale + sum.ln());
                     }

@@ -9,7 +9,8 @@
 //! So two neighbouring fragments of sums, rounded, are a left operand as they lie in registers ([`left_of_sums`]). Source: PTX ISA,
 //! "Matrix fragments for mma.m16n8k16 with floating point type", "ldmatrix".
 
-use crate::kernels::placeholders::F0;
+use crate::kernels::placeholders::{F0, F3};
+use crate::kernels::rounding::{Rounding, round};
 use cubecl::cmma::{MatrixIdent, MmaDefinition};
 use cubecl::ir::FastMath;
 use cubecl::prelude::*;
@@ -34,6 +35,11 @@ pub const fn stride(head: usize) -> usize {
     head / 8 + 1
 }
 
+/// Vectors of a tile that each unit moves.
+pub const fn share(head: usize, tile_rows: usize, units: usize) -> usize {
+    (tile_rows * (head / 8)).div_ceil(units)
+}
+
 /// Rows `first`.. of a tensor's rows `base`..`base + rows`, this unit's share, in registers; rows behind the last repeat it. `rows` > 0.
 #[cube]
 pub fn fetch(
@@ -45,16 +51,30 @@ pub fn fetch(
     #[comptime] tile_rows: usize,
     #[comptime] units: usize,
 ) -> Array<Vector<F0, N8>> {
+    let mut held = Array::<Vector<F0, N8>>::new(comptime!(share(head, tile_rows, units)));
+    fetch_into(&mut held, from, base, first, rows, head, tile_rows, units);
+    held
+}
+
+/// As [`fetch`], into registers that are there.
+#[cube]
+pub fn fetch_into(
+    held: &mut Array<Vector<F0, N8>>,
+    from: &Array<Vector<F0, N8>>,
+    base: usize,
+    first: usize,
+    rows: usize,
+    #[comptime] head: usize,
+    #[comptime] tile_rows: usize,
+    #[comptime] units: usize,
+) {
     let vectors = comptime!(head / 8);
-    let count = comptime!((tile_rows * vectors).div_ceil(units));
-    let mut held = Array::<Vector<F0, N8>>::new(count);
     #[unroll]
-    for e in 0..count {
+    for e in 0..comptime!(share(head, tile_rows, units)) {
         let at = UNIT_POS as usize + e * units;
         let row = min(first + at / vectors, rows - 1);
         held[e] = from.read_unchecked((base + row) * vectors + at % vectors);
     }
-    held
 }
 
 /// Puts what [`fetch`] has got into a tile that begins at row `at_row` of shared memory.
@@ -68,9 +88,8 @@ pub fn put(
     #[comptime] units: usize,
 ) {
     let vectors = comptime!(head / 8);
-    let count = comptime!((tile_rows * vectors).div_ceil(units));
     #[unroll]
-    for e in 0..count {
+    for e in 0..comptime!(share(head, tile_rows, units)) {
         let at = UNIT_POS as usize + e * units;
         let place = (at_row + at / vectors) * comptime!(stride(head)) + at % vectors;
         if comptime!((e + 1) * units <= tile_rows * vectors) {
@@ -102,6 +121,20 @@ pub fn lane_across(#[comptime] head: usize) -> usize {
 pub fn left(tile: &SharedMemory<Vector<F0, N8>>, at: usize) -> Array<Vector<F0, N2>> {
     let mma = MmaDefinition::<F0, F0, f32>::new(16usize, 8usize, 16usize);
     mma.load_matrix::<Vector<F0, N8>, N2>(&tile.slice(at, at + 1), MatrixIdent::A, 4usize, false)
+}
+
+/// Appends the fragments of 16 rows, all of their terms; `at` as for [`left`].
+#[cube]
+pub fn lefts(
+    all: &mut Sequence<Array<Vector<F0, N2>>>,
+    tile: &SharedMemory<Vector<F0, N8>>,
+    at: usize,
+    #[comptime] head: usize,
+) {
+    #[unroll]
+    for d in 0..comptime!(head / SIDE) {
+        all.push(left(tile, at + 2 * d));
+    }
 }
 
 /// The fragments of two neighbouring right operands, 16 columns together: with terms `across` the rows at [`lane_across`], or down them at
@@ -156,6 +189,102 @@ pub fn left_of_sums(sums: &Sequence<Array<Vector<f32, N2>>>, #[comptime] at: usi
 pub fn multiply(left: &Array<Vector<F0, N2>>, right: &Array<Vector<F0, N2>>, sums: &mut Array<Vector<f32, N2>>) {
     let mma = MmaDefinition::<F0, F0, f32>::new(16usize, 8usize, 16usize);
     mma.execute_inplace::<N2, N2, N2>(left, right, sums);
+}
+
+/// sums += rows·tileᵀ over the head's dimensions: a column for each of `columns` rows of the tile at `at`, with [`lane_across`].
+#[cube]
+pub fn multiply_across(
+    rows: &Sequence<Array<Vector<F0, N2>>>,
+    tile: &SharedMemory<Vector<F0, N8>>,
+    at: usize,
+    sums: &mut Sequence<Array<Vector<f32, N2>>>,
+    #[comptime] head: usize,
+    #[comptime] columns: usize,
+) {
+    #[unroll]
+    for d in 0..comptime!(head / SIDE) {
+        multiply_terms(rows.index(d), tile, at + 2 * d, sums, head, columns);
+    }
+}
+
+/// As [`multiply_across`] for rows that stay in shared memory at `rows`, with [`lane_down`].
+#[cube]
+pub fn multiply_shared(
+    rows: usize,
+    tile: &SharedMemory<Vector<F0, N8>>,
+    at: usize,
+    sums: &mut Sequence<Array<Vector<f32, N2>>>,
+    #[comptime] head: usize,
+    #[comptime] columns: usize,
+) {
+    #[unroll]
+    for d in 0..comptime!(head / SIDE) {
+        multiply_terms(&left(tile, rows + 2 * d), tile, at + 2 * d, sums, head, columns);
+    }
+}
+
+/// 16 dimensions of [`multiply_across`].
+#[cube]
+fn multiply_terms(
+    operand: &Array<Vector<F0, N2>>,
+    tile: &SharedMemory<Vector<F0, N8>>,
+    at: usize,
+    sums: &mut Sequence<Array<Vector<f32, N2>>>,
+    #[comptime] head: usize,
+    #[comptime] columns: usize,
+) {
+    #[unroll]
+    for n in 0..comptime!(columns / SIDE) {
+        let pair = right(tile, at + comptime!(n * SIDE * stride(head)), false);
+        #[unroll]
+        for i in 0..2usize {
+            multiply(operand, pair.index(i), sums.index_mut(comptime!(2 * n + i)));
+        }
+    }
+}
+
+/// sums += weights·tile over `terms` rows of the tile at `at`, with [`lane_down`]: a column for each of the head's dimensions. The weights are
+/// rounded to the type of the operands.
+#[cube]
+pub fn multiply_down(
+    weights: &Sequence<Array<Vector<f32, N2>>>,
+    tile: &SharedMemory<Vector<F0, N8>>,
+    at: usize,
+    sums: &mut Sequence<Array<Vector<f32, N2>>>,
+    #[comptime] head: usize,
+    #[comptime] terms: usize,
+) {
+    #[unroll]
+    for n in 0..comptime!(terms / SIDE) {
+        let operand = left_of_sums(weights, comptime!(2 * n));
+        #[unroll]
+        for d in 0..comptime!(head / SIDE) {
+            let pair = right(tile, at + comptime!(n * SIDE * stride(head) + 2 * d), true);
+            #[unroll]
+            for i in 0..2usize {
+                multiply(&operand, pair.index(i), sums.index_mut(comptime!(2 * d + i)));
+            }
+        }
+    }
+}
+
+/// Stores one row of sums times `factor`, this lane's part: row `at` of a tensor over rows of a head's size.
+#[cube]
+pub fn store_row(
+    sums: &Sequence<Array<Vector<f32, N2>>>,
+    #[comptime] half: usize,
+    factor: f32,
+    to: &mut Array<Vector<F3, N2>>,
+    at: usize,
+    #[comptime] head: usize,
+    #[comptime] rounding: Rounding,
+) {
+    #[unroll]
+    for d in 0..comptime!(head / 8) {
+        let value = sums.index(d)[half] * Vector::new(factor);
+        let place = at * comptime!(head / 2) + d * 4 + UNIT_POS as usize % 4;
+        to[place] = Vector::<F3, N2>::cast_from(round::<N2>(value, rounding));
+    }
 }
 
 /// Sum over the four lanes that share a row.
