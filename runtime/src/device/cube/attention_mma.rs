@@ -53,4 +53,30 @@ impl<R: Runtime> CubeDevice<R> {
         let cubes = kernel.attention_cubes(plan.indices()).max(1);
         self.launch_cubes(kernel, cubes, &buffers, &plan.indices(), &[plan.scale()])
     }
+
+    /// As [`CubeDevice::attention_vjp`].
+    pub(super) fn attention_vjp_mma(
+        &self,
+        plan: &Attention,
+        [q, k, v, o, lse, d_o]: [&Buffer; 6],
+        [d_q, d_k, d_v]: [&Buffer; 3],
+        rounds: [Option<DType>; 3],
+        delta: &Buffer,
+    ) -> Result<(), CubeError> {
+        let Attention { head, causal, .. } = *plan;
+        let (indices, scale) = (plan.indices(), [plan.scale()]);
+        let [d_q_type, d_k_type] = [d_q, d_k].map(|x| [q.dtype, k.dtype, o.dtype, x.dtype]);
+        let [q, k, v, o, d_o] = [q, k, v, o, d_o].map(|b| self.bound_as(b, attention_mma::READ));
+        let [d_q, d_k, d_v] = [d_q, d_k, d_v].map(|b| self.bound_as(b, attention_mma::WRITTEN));
+        let [lse, delta] = [lse, delta].map(|b| self.bound(b));
+        let kernel = LibraryKernel::AttentionQueriesMma { types: d_q_type, round: rounds[0], head, causal };
+        let cubes = kernel.attention_cubes(indices).max(1);
+        let buffers = [q, k, v, o, lse, d_o, d_q, delta];
+        self.launch_cubes(kernel, cubes, &buffers, &indices, &scale)?;
+        let [q, k, v, _, lse, d_o, _, delta] = buffers;
+        let rounds = [rounds[1], rounds[2]];
+        let kernel = LibraryKernel::AttentionKeysMma { types: d_k_type, rounds, head, causal };
+        let cubes = kernel.attention_cubes(indices).max(1);
+        self.launch_cubes(kernel, cubes, &[q, k, v, lse, d_o, delta, d_k, d_v], &indices, &scale)
+    }
 }

@@ -32,6 +32,9 @@ pub const CUDA_SHAPE: Shape =
 /// would use a number twice, and the same kernel would not have the same code.
 static COMPILING: Mutex<()> = Mutex::new(());
 
+/// How CubeCL, which has no function for it, writes a power of two. NVRTC would compute the logarithm of 2 and keep a multiplication by 1.
+const POWER_OF_TWO: &str = "__powf(float(2.0), ";
+
 /// What code is compiled for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Arch {
@@ -151,7 +154,7 @@ impl CudaCompiler {
             units: spec.cube_dim,
             width: spec.width,
             shared_bytes,
-            code: in_one_order(&code),
+            code: in_one_order(&code).replace(POWER_OF_TWO, "exp2f("),
             arithmetic,
             arch: self.arch,
         })

@@ -299,6 +299,9 @@ impl<R: Runtime> CubeDevice<R> {
     ) -> Result<(), CubeError> {
         let Attention { head, causal, .. } = *plan;
         let delta = scratch.take(self, DType::F32, plan.heads * plan.s)?;
+        if self.has_attention_mma(plan, &[q, k, v, o, d_o]) {
+            return self.attention_vjp_mma(plan, [q, k, v, o, lse, d_o], [d_q, d_k, d_v], rounds, &delta);
+        }
         let types = [q.dtype, k.dtype, o.dtype, d_q.dtype];
         let kernel = LibraryKernel::AttentionQueries { types, round: rounds[0], head, causal };
         let buffers = [q, k, v, o, lse, d_o, d_q, &delta].map(|b| self.bound(b));

@@ -1,10 +1,10 @@
 //! Attention forward on tensor cores: tiles of queries against tiles of keys, with scores and probabilities in registers.
 
 use super::tile::{
-    LOG2_E, LOWEST, N2, N8, PLANE, SIDE, exp2, fetch, lane_across, lane_down, left_of_sums, lefts, max_of_row, multiply,
-    put, right, store_row, stride, sum_of_row, zeros,
+    LOG2_E, LOWEST, N2, N8, PLANE, SIDE, exp2, fetch, lane_across, lane_down, left_of_sums, lefts, max_of_row,
+    multiply, put, right, store_row, stride, sum_of_row, zeros,
 };
-use super::{KEYS, forward_rows};
+use super::{KEYS, forward_rows, to_store};
 use crate::device::cube::Spec;
 use crate::kernels::arguments;
 use crate::kernels::library::attention::visible;
@@ -217,6 +217,6 @@ pub fn define_attention_mma(builder: &mut KernelBuilder, spec: &Spec) {
     let scale = arguments::number(builder);
     let (scope, head, causal) = (&mut builder.scope, spec.constants[0], spec.constants[1] == 1);
     let planes = spec.cube_dim as usize / PLANE;
-    let (blocks, to) = (super::query_blocks(head), spec.rounding(4));
+    let (blocks, to) = (super::query_blocks(head), to_store(spec, 4));
     attention_mma::expand(scope, q, k, v, o, lse, heads, group, s, t, scale, head, causal, planes, blocks, to);
 }

@@ -1,10 +1,10 @@
 //! Second walk of attention's derivative on tensor cores: tiles of keys against tiles of the queries of all heads of their group, for k̄ and v̄.
 
 use super::tile::{
-    LOG2_E, N2, N8, PLANE, SIDE, exp2, fetch, fetch_into, lane_across, lane_down, lefts, multiply_across, multiply_down, multiply_shared, put,
-    share, store_row, stride, zeros,
+    LOG2_E, N2, N8, PLANE, SIDE, exp2, fetch, lane_across, lane_down, lefts, multiply_across, multiply_down,
+    multiply_shared, put, store_row, stride, zeros,
 };
-use super::{keeps_keys, keys_part, keys_rows, walk_queries};
+use super::{keeps_keys, keys_part, keys_rows, to_store, walk_queries};
 use crate::device::cube::Spec;
 use crate::kernels::arguments;
 use crate::kernels::library::attention::visible;
@@ -84,32 +84,27 @@ fn attention_keys_mma(
         let each = select(end > begin, end - begin, 0usize);
         let turns = group * each;
         let power = scale * f32::new(LOG2_E);
-        let mut held_q = Array::<Vector<F0, N8>>::new(comptime!(share(head, queries, units)));
-        let mut held_d = Array::<Vector<F0, N8>>::new(comptime!(share(head, queries, units)));
-        let mut held_row = 0.0f32;
+        sync_cube();
         if turns > 0 {
             let base = h * group * s;
             let row = begin * queries;
-            fetch_into(&mut held_q, q, base, row, s, head, queries, units);
-            fetch_into(&mut held_d, d_o, base, row, s, head, queries, units);
-            held_row = of_row(lse, delta, base, row, s, queries);
+            let held_q = fetch(q, base, row, s, head, queries, units);
+            let held_d = fetch(d_o, base, row, s, head, queries, units);
+            let held_row = of_row(lse, delta, base, row, s, queries);
+            put(&held_q, &mut tile, q_row, head, queries, units);
+            put(&held_d, &mut tile, d_row, head, queries, units);
+            put_row(held_row, &mut of_rows, queries);
         }
         for turn in 0..turns {
             let row = (begin + turn % each) * queries;
             sync_cube();
-            put(&held_q, &mut tile, q_row, head, queries, units);
-            put(&held_d, &mut tile, d_row, head, queries, units);
-            if unit < comptime!(2 * queries) {
-                of_rows[unit] = held_row;
-            }
-            sync_cube();
-            // Behind the last turn the last head's rows are read once more.
+            // On their way while this turn's are in use; behind the last turn the last head's are read once more.
             let next = turn + 1;
             let base = (h * group + min(next / each, group - 1)) * s;
             let next_row = (begin + next % each) * queries;
-            fetch_into(&mut held_q, q, base, next_row, s, head, queries, units);
-            fetch_into(&mut held_d, d_o, base, next_row, s, head, queries, units);
-            held_row = of_row(lse, delta, base, next_row, s, queries);
+            let held_q = fetch(q, base, next_row, s, head, queries, units);
+            let held_d = fetch(d_o, base, next_row, s, head, queries, units);
+            let held_row = of_row(lse, delta, base, next_row, s, queries);
             #[unroll]
             for p in 0..comptime!(queries / part) {
                 let at = comptime!(p * part);
@@ -175,6 +170,10 @@ fn attention_keys_mma(
                     multiply_down(&d_scores, &tile, q_at, &mut sums_k, head, part);
                 }
             }
+            sync_cube();
+            put(&held_q, &mut tile, q_row, head, queries, units);
+            put(&held_d, &mut tile, d_row, head, queries, units);
+            put_row(held_row, &mut of_rows, queries);
         }
 
         #[unroll]
@@ -207,6 +206,15 @@ fn of_row(
     value
 }
 
+/// Puts it there.
+#[cube]
+fn put_row(value: f32, of_rows: &mut SharedMemory<f32>, #[comptime] queries: usize) {
+    let unit = UNIT_POS as usize;
+    if unit < comptime!(2 * queries) {
+        of_rows[unit] = value;
+    }
+}
+
 /// Builds it: buffers q, k, v, lse, ō, δ, k̄, v̄; heads, heads of a group, S, T; 1/√K. Slots 4 and 5 round k̄ and v̄.
 pub fn define_attention_keys_mma(builder: &mut KernelBuilder, spec: &Spec) {
     let q = arguments::input::<Vector<F0, N8>>(builder);
@@ -222,7 +230,7 @@ pub fn define_attention_keys_mma(builder: &mut KernelBuilder, spec: &Spec) {
     let (scope, head, causal) = (&mut builder.scope, spec.constants[0], spec.constants[1] == 1);
     let planes = spec.cube_dim as usize / PLANE;
     let (queries, part, in_registers) = (walk_queries(head), keys_part(head), keeps_keys(head));
-    let [to_k, to_v] = [spec.rounding(4), spec.rounding(5)];
+    let [to_k, to_v] = [to_store(spec, 4), to_store(spec, 5)];
     attention_keys_mma::expand(
         scope,
         q,

@@ -14,6 +14,9 @@ pub use forward::define_attention_mma;
 pub use keys::define_attention_keys_mma;
 pub use queries::define_attention_queries_mma;
 
+use crate::device::cube::Spec;
+use crate::kernels::rounding::Rounding;
+use cubecl::ir::{ElemType, FloatKind, StorageType};
 use tile::{PLANE, SIDE, stride};
 
 /// Rows, columns and terms of the product that a device must have.
@@ -106,6 +109,16 @@ pub const fn queries_bytes(head: usize) -> usize {
 /// Bytes of shared memory that a cube takes in the second walk: beside the tiles two f32 of each query.
 pub const fn keys_bytes(head: usize) -> usize {
     keys_rows(head) * row_bytes(head) + 2 * walk_queries(head) * size_of::<f32>()
+}
+
+/// What a result of slot 3 is rounded to by `slot` before it is stored: nothing, where storing it rounds to the same.
+fn to_store(spec: &Spec, slot: usize) -> Rounding {
+    let stored = match spec.types[3] {
+        StorageType::Scalar(ElemType::Float(FloatKind::BF16)) => Rounding::Bf16,
+        StorageType::Scalar(ElemType::Float(FloatKind::F16)) => Rounding::F16,
+        _ => Rounding::None,
+    };
+    if spec.rounding(slot) == stored { Rounding::None } else { spec.rounding(slot) }
 }
 
 const fn row_bytes(head: usize) -> usize {

@@ -1,10 +1,10 @@
 //! First walk of attention's derivative on tensor cores: tiles of queries against tiles of keys, for q̄ and for δ, which the second walk reads.
 
 use super::tile::{
-    LOG2_E, N2, N8, PLANE, SIDE, exp2, fetch, fetch_into, lane_across, lane_down, left, lefts, multiply_across, multiply_down, put, share, store_row,
-    stride, sum_of_row, zeros,
+    LOG2_E, N2, N8, PLANE, SIDE, exp2, fetch, lane_across, lane_down, left, lefts, multiply_across, multiply_down, put,
+    store_row, stride, sum_of_row, zeros,
 };
-use super::{PART, queries_rows, walk_keys};
+use super::{PART, queries_rows, to_store, walk_keys};
 use crate::device::cube::Spec;
 use crate::kernels::arguments;
 use crate::kernels::library::attention::visible;
@@ -95,20 +95,19 @@ fn attention_queries_mma(
         let fewest = visible(first + own, s, t, causal);
         let base = h / group * t;
         let power = scale * f32::new(LOG2_E);
-        let mut held_k = Array::<Vector<F0, N8>>::new(comptime!(share(head, keys, units)));
-        let mut held_v = Array::<Vector<F0, N8>>::new(comptime!(share(head, keys, units)));
+        sync_cube();
         if turns > 0 {
-            fetch_into(&mut held_k, k, base, 0usize, t, head, keys, units);
-            fetch_into(&mut held_v, v, base, 0usize, t, head, keys, units);
+            let held_k = fetch(k, base, 0usize, t, head, keys, units);
+            let held_v = fetch(v, base, 0usize, t, head, keys, units);
+            put(&held_k, &mut tile, 0usize, head, keys, units);
+            put(&held_v, &mut tile, keys, head, keys, units);
         }
         for turn in 0..turns {
             let key = turn * keys;
             sync_cube();
-            put(&held_k, &mut tile, 0usize, head, keys, units);
-            put(&held_v, &mut tile, keys, head, keys, units);
-            sync_cube();
-            fetch_into(&mut held_k, k, base, key + keys, t, head, keys, units);
-            fetch_into(&mut held_v, v, base, key + keys, t, head, keys, units);
+            // On their way while this turn's are in use; behind the last keys the last are read once more.
+            let held_k = fetch(k, base, key + keys, t, head, keys, units);
+            let held_v = fetch(v, base, key + keys, t, head, keys, units);
             #[unroll]
             for p in 0..comptime!(keys / PART) {
                 let begin = comptime!(p * PART);
@@ -116,7 +115,14 @@ fn attention_queries_mma(
                     let mut scores = zeros(PART);
                     let mut along = zeros(PART);
                     multiply_across(&query, &tile, across + comptime!(begin * stride(head)), &mut scores, head, PART);
-                    multiply_across(&d, &tile, across + comptime!((keys + begin) * stride(head)), &mut along, head, PART);
+                    multiply_across(
+                        &d,
+                        &tile,
+                        across + comptime!((keys + begin) * stride(head)),
+                        &mut along,
+                        head,
+                        PART,
+                    );
                     #[unroll]
                     for r in 0..2usize {
                         #[unroll]
@@ -146,6 +152,9 @@ fn attention_queries_mma(
                     multiply_down(&scores, &tile, down + comptime!(begin * stride(head)), &mut sums, head, PART);
                 }
             }
+            sync_cube();
+            put(&held_k, &mut tile, 0usize, head, keys, units);
+            put(&held_v, &mut tile, keys, head, keys, units);
         }
 
         #[unroll]
@@ -171,7 +180,7 @@ pub fn define_attention_queries_mma(builder: &mut KernelBuilder, spec: &Spec) {
     let [heads, group, s, t] = std::array::from_fn(|_| arguments::position(builder));
     let scale = arguments::number(builder);
     let (scope, head, causal) = (&mut builder.scope, spec.constants[0], spec.constants[1] == 1);
-    let (planes, keys, to) = (spec.cube_dim as usize / PLANE, walk_keys(head), spec.rounding(4));
+    let (planes, keys, to) = (spec.cube_dim as usize / PLANE, walk_keys(head), to_store(spec, 4));
     attention_queries_mma::expand(
         scope, q, k, v, o, lse, d_o, d_q, delta, heads, group, s, t, scale, head, causal, planes, keys, to,
     );

@@ -36,7 +36,7 @@ pub const fn stride(head: usize) -> usize {
 }
 
 /// Vectors of a tile that each unit moves.
-pub const fn share(head: usize, tile_rows: usize, units: usize) -> usize {
+const fn share(head: usize, tile_rows: usize, units: usize) -> usize {
     (tile_rows * (head / 8)).div_ceil(units)
 }
 
@@ -52,22 +52,6 @@ pub fn fetch(
     #[comptime] units: usize,
 ) -> Array<Vector<F0, N8>> {
     let mut held = Array::<Vector<F0, N8>>::new(comptime!(share(head, tile_rows, units)));
-    fetch_into(&mut held, from, base, first, rows, head, tile_rows, units);
-    held
-}
-
-/// As [`fetch`], into registers that are there.
-#[cube]
-pub fn fetch_into(
-    held: &mut Array<Vector<F0, N8>>,
-    from: &Array<Vector<F0, N8>>,
-    base: usize,
-    first: usize,
-    rows: usize,
-    #[comptime] head: usize,
-    #[comptime] tile_rows: usize,
-    #[comptime] units: usize,
-) {
     let vectors = comptime!(head / 8);
     #[unroll]
     for e in 0..comptime!(share(head, tile_rows, units)) {
@@ -75,6 +59,7 @@ pub fn fetch_into(
         let row = min(first + at / vectors, rows - 1);
         held[e] = from.read_unchecked((base + row) * vectors + at % vectors);
     }
+    held
 }
 
 /// Puts what [`fetch`] has got into a tile that begins at row `at_row` of shared memory.
@@ -301,7 +286,7 @@ pub fn max_of_row(x: f32) -> f32 {
     max(pair, plane_shuffle_xor(pair, 2))
 }
 
-/// 2ˣ to 22 bits, one instruction of a card: `__powf` is 2^(y·log₂x), and the compiler knows log₂2. x is finite or −∞.
+/// 2ˣ to 22 bits, one instruction of a card. x is finite or −∞, or the result is not used.
 #[cube(fast_math = FastMath::ReducedPrecision | FastMath::NotNaN | FastMath::NotInf)]
 pub fn exp2(x: f32) -> f32 {
     f32::powf(2.0f32, x)
