@@ -13,6 +13,7 @@ struct __nv_bfloat16 {
         memcpy(&word, &x, 4);
         bits = std::isnan(x) ? 0x7fff : uint16_t((word + 0x7fff + (word >> 16 & 1)) >> 16);
     }
+    explicit __nv_bfloat16(double x) : __nv_bfloat16(float(x)) {}
     explicit __nv_bfloat16(int x) : __nv_bfloat16(float(x)) {}
     explicit __nv_bfloat16(unsigned x) : __nv_bfloat16(float(x)) {}
     operator float() const {

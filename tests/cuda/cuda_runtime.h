@@ -36,9 +36,10 @@ using std::sin; using std::cos; using std::isnan; using std::isinf; using std::f
 constexpr size_t SHARED = 232448;
 alignas(1024) unsigned char dynamic_shared_mem[SHARED + 1024];
 
-namespace emulation {
+struct uint3 { unsigned x, y, z; };
+inline uint3 make_uint3(unsigned x, unsigned y, unsigned z) { return {x, y, z}; }
 
-struct Index { unsigned x, y, z; };
+namespace emulation {
 
 constexpr unsigned LANES = 32;
 constexpr size_t STACK = 256 << 10;
@@ -56,11 +57,11 @@ struct Fiber {
     jmp_buf here;
     std::vector<char> stack;
     bool is_started = false, is_done = false;
-    Index thread;
+    uint3 thread;
     unsigned number;
 };
 
-inline Index thread_idx, block_idx, block_dim, grid_dim;
+inline uint3 block_idx, block_dim, grid_dim;
 inline std::vector<Fiber> fibers;
 inline std::vector<Plane> planes;
 inline Fiber *current = nullptr;
@@ -138,7 +139,6 @@ inline void run_cube(unsigned units, unsigned seed) {
             Fiber &f = fibers[(step + first) % units];
             if (f.is_done) continue;
             current = &f;
-            thread_idx = f.thread;
             if (_setjmp(scheduler) != 0) continue;
             if (f.is_started) _longjmp(f.here, 1);
             f.is_started = true;
@@ -205,7 +205,7 @@ template <class Info> void fill(Info &info, const Arguments &from, const uint32_
 }
 
 // Runs all cubes one after the other; what is said instead of nothing is why it failed.
-inline const char *run_grid(void (*of_unit)(void *), void *data, Index grid, unsigned units, size_t shared_bytes, unsigned seed) {
+inline const char *run_grid(void (*of_unit)(void *), void *data, uint3 grid, unsigned units, size_t shared_bytes, unsigned seed) {
     failure.clear();
     body = of_unit;
     body_data = data;
@@ -226,7 +226,7 @@ inline const char *run_grid(void (*of_unit)(void *), void *data, Index grid, uns
 }
 
 template <class Info, class... A, size_t... I>
-const char *launch(void (*kernel)(A...), const Arguments &from, Index grid, unsigned units, size_t shared_bytes, unsigned seed,
+const char *launch(void (*kernel)(A...), const Arguments &from, uint3 grid, unsigned units, size_t shared_bytes, unsigned seed,
                    std::index_sequence<I...>) {
     if (sizeof...(A) != from.n_buffers + 1) return "another number of buffers";
     std::vector<std::unique_ptr<Guarded>> guarded;
@@ -246,20 +246,20 @@ const char *launch(void (*kernel)(A...), const Arguments &from, Index grid, unsi
 
 // Runs a kernel on copies of the buffers, and copies them back.
 template <class Info, class... A>
-const char *launch(void (*kernel)(A...), const Arguments &from, Index grid, unsigned units, size_t shared_bytes, unsigned seed) {
+const char *launch(void (*kernel)(A...), const Arguments &from, uint3 grid, unsigned units, size_t shared_bytes, unsigned seed) {
     return launch<Info>(kernel, from, grid, units, shared_bytes, seed, std::index_sequence_for<A...>());
 }
 
 } // namespace emulation
 
-#define threadIdx emulation::thread_idx_now()
+#define threadIdx emulation::thread_idx()
 #define blockIdx emulation::block_idx
 #define blockDim emulation::block_dim
 #define gridDim emulation::grid_dim
 constexpr int warpSize = 32;
 
 namespace emulation {
-inline Index thread_idx_now() { return current->thread; }
+inline uint3 thread_idx() { return current->thread; }
 }
 
 inline void __syncthreads() { emulation::sync_cube(); }

@@ -80,6 +80,11 @@ impl Emulated {
         Ok(Emulated { run, units, shared_bytes, _library: (library, folder) })
     }
 
+    /// Units of a cube.
+    pub fn units(&self) -> u32 {
+        self.units
+    }
+
     /// Runs all cubes on `buffers`. One launch at a time: the library's state is of its process.
     ///
     /// # Errors

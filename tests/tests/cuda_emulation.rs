@@ -40,10 +40,20 @@ impl Walk {
     const ALL: [Walk; 3] = [Walk::Forward, Walk::Queries, Walk::Keys];
 }
 
+/// Which form of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Form {
+    /// A unit for each query or key.
+    Scalar,
+    /// On tensor cores.
+    Mma,
+}
+
 /// A kernel in one form.
 #[derive(Clone, Copy, Debug)]
 struct Case {
     walk: Walk,
+    form: Form,
     dtype: DType,
     head: usize,
     causal: bool,
@@ -52,11 +62,25 @@ struct Case {
 impl Case {
     fn kernel(&self) -> LibraryKernel {
         let Case { dtype, head, causal, .. } = *self;
-        let (types, round) = ([dtype; 4], Some(dtype));
-        match self.walk {
-            Walk::Forward => LibraryKernel::AttentionMma { types, round, head, causal },
-            Walk::Queries => LibraryKernel::AttentionQueriesMma { types, round, head, causal },
-            Walk::Keys => LibraryKernel::AttentionKeysMma { types, rounds: [round; 2], head, causal },
+        let (types, round) = ([dtype; 4], (dtype != DType::F32).then_some(dtype));
+        let rounds = [round; 2];
+        match (self.walk, self.form) {
+            (Walk::Forward, Form::Scalar) => LibraryKernel::Attention { types, round, head, causal },
+            (Walk::Queries, Form::Scalar) => LibraryKernel::AttentionQueries { types, round, head, causal },
+            (Walk::Keys, Form::Scalar) => LibraryKernel::AttentionKeys { types, rounds, head, causal },
+            (Walk::Forward, Form::Mma) => LibraryKernel::AttentionMma { types, round, head, causal },
+            (Walk::Queries, Form::Mma) => LibraryKernel::AttentionQueriesMma { types, round, head, causal },
+            (Walk::Keys, Form::Mma) => LibraryKernel::AttentionKeysMma { types, rounds, head, causal },
+        }
+    }
+
+    /// Cubes of `units` that a launch takes.
+    fn cubes(&self, shape: Shape, units: u32) -> u32 {
+        let Shape { heads, group, s, t, .. } = shape;
+        match (self.form, self.walk) {
+            (Form::Mma, _) => self.kernel().attention_cubes([heads, group, s, t]) as u32,
+            (Form::Scalar, Walk::Forward | Walk::Queries) => ((heads * s) as u32).div_ceil(units),
+            (Form::Scalar, Walk::Keys) => ((heads / group * t) as u32).div_ceil(units),
         }
     }
 
@@ -264,7 +288,7 @@ impl Attention {
         let mut buffers = self.buffers();
         let positions = [heads, group, s, t].map(|n| n as u32);
         let numbers = [1.0 / (self.case.head as f32).sqrt()];
-        let cubes = [self.case.kernel().attention_cubes([heads, group, s, t]) as u32, 1];
+        let cubes = [self.case.cubes(self.shape, emulated.units()), 1];
         emulated.launch(&mut buffers, &Launch { cubes, positions: &positions, numbers: &numbers, seed })?;
         let mut worst = 0.0f64;
         for (name, at, dtype, expected) in self.expected() {
@@ -332,37 +356,40 @@ fn notices(case: Case, from: &str, to: &str) -> Result<(), Failed> {
 }
 
 fn cases() -> Vec<Case> {
-    let mut all = Vec::new();
-    for walk in Walk::ALL {
-        for (dtype, head, causal) in [
-            (DType::Bf16, 64, true),
-            (DType::Bf16, 64, false),
-            (DType::Bf16, 128, true),
-            (DType::Bf16, 16, true),
-            (DType::F16, 64, true),
-            (DType::F16, 128, false),
-        ] {
-            all.push(Case { walk, dtype, head, causal });
-        }
-    }
-    all
+    let forms = [
+        (Form::Mma, DType::Bf16, 64, true),
+        (Form::Mma, DType::Bf16, 64, false),
+        (Form::Mma, DType::Bf16, 128, true),
+        (Form::Mma, DType::Bf16, 48, true),
+        (Form::Mma, DType::Bf16, 16, true),
+        (Form::Mma, DType::F16, 64, true),
+        (Form::Mma, DType::F16, 128, false),
+        (Form::Scalar, DType::F32, 64, true),
+        (Form::Scalar, DType::Bf16, 20, false),
+    ];
+    let of_walk = |walk| forms.map(|(form, dtype, head, causal)| Case { walk, form, dtype, head, causal });
+    Walk::ALL.into_iter().flat_map(of_walk).collect()
 }
+
+/// Mistakes in the code of a kernel on tensor cores: what they are, and what is replaced by what.
+const MISTAKES: [(&str, &str, &str); 3] = [
+    ("a matrix that is not transposed", ".trans.shared", ".shared"),
+    ("no barrier", "__syncthreads();", ""),
+    ("wrong powers", "exp2f(", "1.1f * exp2f("),
+];
 
 fn main() {
     let arguments = Arguments::from_args();
     let mut trials = Vec::new();
     for case in cases() {
-        let Case { walk, dtype, head, causal } = case;
-        let name = format!("emulated/{walk:?}/{dtype} {head}{}", if causal { " causal" } else { "" }).to_lowercase();
+        let Case { walk, form, dtype, head, causal } = case;
+        let mask = if causal { " causal" } else { "" };
+        let name = format!("emulated/{walk:?}/{form:?} {dtype} {head}{mask}").to_lowercase();
         trials.push(trial(name, move || check(case)));
     }
     for walk in Walk::ALL {
-        let case = Case { walk, dtype: DType::Bf16, head: 64, causal: true };
-        for (what, from, to) in [
-            ("a matrix that is not transposed", ".trans.shared", ".shared"),
-            ("no barrier", "__syncthreads();", ""),
-            ("wrong powers", "exp2f(", "1.1f * exp2f("),
-        ] {
+        let case = Case { walk, form: Form::Mma, dtype: DType::Bf16, head: 64, causal: true };
+        for (what, from, to) in MISTAKES {
             trials.push(trial(format!("emulated/{walk:?}/notices {what}").to_lowercase(), move || {
                 notices(case, from, to)
             }));
