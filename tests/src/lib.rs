@@ -1,6 +1,7 @@
 //! What several tiers of tests share: folders, the book's pages, skips that are counted, comparison of tensors.
 
 pub mod book;
+pub mod emulation;
 pub mod folders;
 pub mod markdown;
 pub mod models;

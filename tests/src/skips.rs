@@ -30,3 +30,8 @@ pub fn nvrtc() -> Result<PathBuf, String> {
     let absent = || "no NVRTC: `cargo xtask test --tier cuda-compile` unpacks it".to_owned();
     env::var_os("KILN_NVRTC").map(PathBuf::from).ok_or_else(|| env::var("KILN_NO_NVRTC").unwrap_or_else(|_| absent()))
 }
+
+/// Why generated code cannot be compiled for the CPU here.
+pub fn no_compiler() -> Option<String> {
+    env::var("KILN_NO_GXX").ok()
+}

@@ -1,7 +1,9 @@
 //! Tasks of the project: `cargo xtask test`, `mutants`, `gpu`, `book`. Calls cargo and reads its output; never builds by itself.
 
+mod apt;
 mod book;
 mod gpu;
+mod gxx;
 mod mutants;
 mod nvrtc;
 mod peers;

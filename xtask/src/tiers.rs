@@ -1,7 +1,7 @@
 //! The tiers of tests: which cargo commands each consists of, how they are run, counted and printed.
 
 use crate::report::{Counts, listed};
-use crate::{nvrtc, peers, vulkan, workspace};
+use crate::{gxx, nvrtc, peers, vulkan, workspace};
 use std::fs;
 use std::io::{BufRead, BufReader};
 use std::process::{Command, Stdio};
@@ -34,6 +34,9 @@ const OF_THE_WORKSPACE: [&str; 3] = ["--workspace", "--exclude", "kiln-macros"];
 
 /// Its NVRTC is unpacked when it runs.
 const CUDA_COMPILE: &str = "cuda-compile";
+
+/// Its g++ is installed when it runs.
+const CUDA_EMULATED: &str = "cuda-emulated";
 
 /// All tiers, cheapest answers first.
 pub const TIERS: &[Tier] = &[
@@ -72,6 +75,11 @@ pub const TIERS: &[Tier] = &[
         name: CUDA_COMPILE,
         question: "does every kernel compile for CUDA cards, and without spills?",
         commands: &[&["--test", "nvrtc"]],
+    },
+    Tier {
+        name: CUDA_EMULATED,
+        question: "does the code for CUDA cards, run on the CPU, compute what f64 computes?",
+        commands: &[&["--test", "cuda_emulation"]],
     },
     Tier {
         name: "plan",
@@ -150,6 +158,7 @@ struct Machine {
     no_wgpu: Option<String>,
     no_cuda: Option<String>,
     no_nvrtc: Option<String>,
+    no_gxx: Option<String>,
 }
 
 impl Machine {
@@ -158,7 +167,7 @@ impl Machine {
         let no_cuda = (!has_card).then(|| "no CUDA card: kernels are compiled for it, none is run".to_owned());
         let no_nvrtc =
             nvrtc::installed().is_none().then(|| "no NVRTC yet; the tier unpacks it when it runs".to_owned());
-        Machine { no_wgpu: vulkan::prepare(may_install), no_cuda, no_nvrtc }
+        Machine { no_wgpu: vulkan::prepare(may_install), no_cuda, no_nvrtc, no_gxx: gxx::missing() }
     }
 
     /// Why a case cannot run here; cases say in their names which device they need.
@@ -168,6 +177,7 @@ impl Machine {
             () if needs("wgpu") => self.no_wgpu.as_deref(),
             () if needs("cuda") => self.no_cuda.as_deref(),
             () if needs("nvrtc") => self.no_nvrtc.as_deref(),
+            () if needs("emulated") => self.no_gxx.as_deref(),
             () => None,
         }
     }
@@ -227,6 +237,11 @@ fn execute(tier: &Tier, machine: &Machine, options: &Options) -> Result<Counts, 
                 Ok(folder) => command.env("KILN_NVRTC", folder),
                 Err(reason) => command.env("KILN_NO_NVRTC", reason),
             };
+        }
+        if tier.name == CUDA_EMULATED
+            && let Some(reason) = gxx::prepare()
+        {
+            command.env("KILN_NO_GXX", reason);
         }
         let (output, success) = stream(command)?;
         let mut one = Counts::of_run(&output);

@@ -1,9 +1,9 @@
 //! Makes sure that a Vulkan device exists, so that emitted kernels can run: installs Mesa's software driver on Debian and Ubuntu.
 
+use crate::apt;
 use std::env;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 
 /// The packages of the software driver and of the loader.
 const PACKAGES: [&str; 2] = ["mesa-vulkan-drivers", "libvulkan1"];
@@ -13,14 +13,14 @@ pub fn prepare(may_install: bool) -> Option<String> {
     if !cfg!(target_os = "linux") || driver_is_installed() {
         return None;
     }
-    if !is_debian() {
+    if !apt::is_there() {
         return Some("no Vulkan driver, and this is neither Debian nor Ubuntu: install one by hand".to_owned());
     }
     if !may_install {
         return Some(format!("no Vulkan driver yet; `cargo xtask test` installs {}", PACKAGES.join(" and ")));
     }
     println!("no Vulkan driver: installing {} with apt-get", PACKAGES.join(" and "));
-    match install() {
+    match apt::install(&PACKAGES) {
         Ok(()) if driver_is_installed() => None,
         Ok(()) => Some("apt-get succeeded, yet no Vulkan driver is there".to_owned()),
         Err(why) => Some(format!("no Vulkan driver, and it could not be installed: {why}")),
@@ -48,35 +48,4 @@ fn has_loader() -> bool {
         .iter()
         .flat_map(|folder| [PathBuf::from(folder), Path::new(folder).join(&triplet)])
         .any(|folder| folder.join("libvulkan.so.1").exists())
-}
-
-fn is_debian() -> bool {
-    Path::new("/etc/debian_version").exists() && on_path("apt-get")
-}
-
-fn on_path(program: &str) -> bool {
-    env::var_os("PATH").is_some_and(|path| env::split_paths(&path).any(|folder| folder.join(program).exists()))
-}
-
-fn install() -> Result<(), String> {
-    let is_root = Command::new("id").arg("-u").output().is_ok_and(|o| o.stdout.trim_ascii() == b"0");
-    if !is_root && !on_path("sudo") {
-        return Err(format!("not root and no sudo; run `apt-get install {}` as root", PACKAGES.join(" ")));
-    }
-    let apt = |args: &[&str]| {
-        let mut command = if is_root { Command::new("apt-get") } else { Command::new("sudo") };
-        if !is_root {
-            // Never wait for a password: the reason below tells what to run.
-            command.args(["--non-interactive", "apt-get"]);
-        }
-        let status = command.args(args).env("DEBIAN_FRONTEND", "noninteractive").status();
-        match status {
-            Ok(s) if s.success() => Ok(()),
-            Ok(s) => Err(format!("`apt-get {}` ended with {s}", args.join(" "))),
-            Err(e) => Err(format!("`apt-get {}` did not start: {e}", args.join(" "))),
-        }
-    };
-    let get = ["install", "-y", "-q", "--no-install-recommends", PACKAGES[0], PACKAGES[1]];
-    // Fresh images have no package lists: the first try fails there.
-    apt(&get).or_else(|_| apt(&["update", "-q"]).and_then(|()| apt(&get)))
 }

@@ -9,6 +9,7 @@
 //! which [`CudaCompiler`] makes CUDA C++ without a device.
 
 mod arena;
+mod attention_mma;
 mod bodies;
 mod cache;
 mod catalog;
@@ -88,6 +89,8 @@ pub struct Spec {
     pub constants: [usize; 2],
     /// How its sums of products may be compiled.
     pub arithmetic: Arithmetic,
+    /// Bytes of shared memory, where it is not one word for each unit.
+    pub shared: Option<usize>,
     /// The program, for a region without an emitted kernel.
     pub program: Option<Program>,
 }
@@ -461,7 +464,7 @@ impl CubeDevice {
         limit("cubes along x", u64::from(grid.0), u64::from(hardware.max_cube_count.0))?;
         limit("cubes along y", u64::from(grid.1), u64::from(hardware.max_cube_count.1))?;
         limit("lanes", spec.width as u64, hardware.max_vector_size as u64)?;
-        let shared = spec.cube_dim as usize * size_of::<f32>();
+        let shared = spec.shared.unwrap_or(spec.cube_dim as usize * size_of::<f32>());
         limit("bytes of shared memory", shared as u64, hardware.max_shared_memory_size as u64)?;
         for &i in indices {
             limit("positions", i as u64, u64::from(u32::MAX))?;

@@ -5,6 +5,7 @@
 
 use super::profile::rounding;
 use super::{DefineFn, Profile, Spec};
+use crate::kernels::library::attention_mma;
 use crate::kernels::{Rounding, define_column_sum, library, training};
 use kiln_compiler::ir::DType;
 use std::fmt;
@@ -67,6 +68,39 @@ pub enum LibraryKernel {
     /// Second walk of attention's derivative.
     AttentionKeys {
         /// Of q, of k and v, of o and ō, of k̄ and v̄.
+        types: [DType; 4],
+        /// What k̄ and v̄ are rounded to before they are stored.
+        rounds: [Option<DType>; 2],
+        /// Size of a head.
+        head: usize,
+        /// Queries see no later key.
+        causal: bool,
+    },
+    /// Attention, forward, on tensor cores.
+    AttentionMma {
+        /// Of q, k and v, each the same, and of o.
+        types: [DType; 4],
+        /// What o is rounded to before it is stored.
+        round: Option<DType>,
+        /// Size of a head.
+        head: usize,
+        /// Queries see no later key.
+        causal: bool,
+    },
+    /// First walk of attention's derivative, on tensor cores.
+    AttentionQueriesMma {
+        /// Of q, of k and v, of o and ō, each the same, and of q̄.
+        types: [DType; 4],
+        /// What q̄ is rounded to before it is stored.
+        round: Option<DType>,
+        /// Size of a head.
+        head: usize,
+        /// Queries see no later key.
+        causal: bool,
+    },
+    /// Second walk of attention's derivative, on tensor cores.
+    AttentionKeysMma {
+        /// Of q, of k and v, of o and ō, each the same, and of k̄ and v̄.
         types: [DType; 4],
         /// What k̄ and v̄ are rounded to before they are stored.
         rounds: [Option<DType>; 2],
@@ -175,6 +209,8 @@ pub enum Arithmetic {
     AsWritten,
     /// It may: long sums of products.
     Contracted,
+    /// It may, and numbers too small for full precision may become 0: exponentials take one instruction then, not four.
+    Flushed,
 }
 
 /// Which of a device's cube sizes a kernel takes.
@@ -183,6 +219,8 @@ enum Units {
     Row,
     /// The largest square that a cube of a map holds.
     Square,
+    /// Its own, whatever the device: that of the tiles of `attention_mma`.
+    Mma,
 }
 
 /// What is read from a kernel, in one place for each.
@@ -197,6 +235,8 @@ struct Form<'a> {
     width: usize,
     accumulate: bool,
     units: Units,
+    /// Bytes of shared memory, where it is not one word for each unit.
+    shared: Option<usize>,
     arithmetic: Arithmetic,
 }
 
@@ -211,10 +251,17 @@ impl LibraryKernel {
             width: 1,
             accumulate: false,
             units: Units::Map,
+            shared: None,
             arithmetic: Arithmetic::AsWritten,
         };
         let row = |name, define| Form { units: Units::Row, ..map(name, define) };
         let product = |name, define| Form { arithmetic: Arithmetic::Contracted, ..map(name, define) };
+        let mma = |name, define, bytes| Form {
+            units: Units::Mma,
+            shared: Some(bytes),
+            arithmetic: Arithmetic::Flushed,
+            ..map(name, define)
+        };
         let flag = |on: bool| [usize::from(on), 0];
         match self {
             LibraryKernel::ColumnSum { to, accumulate, slices } => {
@@ -252,6 +299,28 @@ impl LibraryKernel {
                 rounds,
                 constants: [*head, usize::from(*causal)],
                 ..product("attention_keys", library::define_attention_keys)
+            },
+            LibraryKernel::AttentionMma { types, round, head, causal } => Form {
+                types,
+                rounds: from_ref(round),
+                constants: [*head, usize::from(*causal)],
+                ..mma("attention_mma", attention_mma::define_attention_mma, attention_mma::forward_bytes(*head))
+            },
+            LibraryKernel::AttentionQueriesMma { types, round, head, causal } => Form {
+                types,
+                rounds: from_ref(round),
+                constants: [*head, usize::from(*causal)],
+                ..mma(
+                    "attention_queries_mma",
+                    attention_mma::define_attention_queries_mma,
+                    attention_mma::queries_bytes(*head),
+                )
+            },
+            LibraryKernel::AttentionKeysMma { types, rounds, head, causal } => Form {
+                types,
+                rounds,
+                constants: [*head, usize::from(*causal)],
+                ..mma("attention_keys_mma", attention_mma::define_attention_keys_mma, attention_mma::keys_bytes(*head))
             },
             LibraryKernel::LossRows { width } => Form { width: *width, ..row("loss_rows", library::define_loss_rows) },
             LibraryKernel::LossSum => row("loss_sum", library::define_loss_sum),
@@ -304,6 +373,17 @@ impl LibraryKernel {
     pub fn define(&self) -> DefineFn {
         self.form().define
     }
+
+    /// Cubes that a form of attention on tensor cores is launched with, for so many heads, heads of a group, queries and keys; none for
+    /// others.
+    pub fn attention_cubes(&self, [heads, group, s, t]: [usize; 4]) -> usize {
+        match self {
+            LibraryKernel::AttentionMma { head, .. } => heads * s.div_ceil(attention_mma::forward_queries(*head)),
+            LibraryKernel::AttentionQueriesMma { .. } => heads * s.div_ceil(attention_mma::walk_rows()),
+            LibraryKernel::AttentionKeysMma { .. } => heads / group.max(1) * t.div_ceil(attention_mma::walk_rows()),
+            _ => 0,
+        }
+    }
 }
 
 impl fmt::Display for LibraryKernel {
@@ -338,10 +418,11 @@ impl Profile {
 
     /// The key of a library kernel: its name stands for its body, which no user's crate can change.
     pub fn library(&self, kernel: &LibraryKernel) -> Spec {
-        let Form { name, types, rounds, constants, width, accumulate, units, arithmetic, .. } = kernel.form();
+        let Form { name, types, rounds, constants, width, accumulate, units, shared, arithmetic, .. } = kernel.form();
         let cube_dim = match units {
             Units::Map => self.shape.map_units,
             Units::Row => self.shape.row_units,
+            Units::Mma => attention_mma::UNITS,
             Units::Square => (self.square_side() * self.square_side()) as u32,
         };
         let keyed = self.spec(name.to_owned(), types);
@@ -351,6 +432,7 @@ impl Profile {
             row_units: cube_dim,
             accumulate: u32::from(accumulate),
             constants,
+            shared,
             arithmetic,
             ..keyed
         };
@@ -441,10 +523,20 @@ fn of_precision(d: DType) -> Vec<LibraryKernel> {
         all.push(LibraryKernel::Attention { types, round, head, causal });
         all.push(LibraryKernel::AttentionQueries { types, round, head, causal });
         all.push(LibraryKernel::AttentionKeys { types, rounds: [round; 2], head, causal });
+        if d != F32 {
+            all.push(LibraryKernel::AttentionMma { types, round, head, causal });
+            all.push(LibraryKernel::AttentionQueriesMma { types, round, head, causal });
+            all.push(LibraryKernel::AttentionKeysMma { types, rounds: [round; 2], head, causal });
+        }
     }
     let (types, head, causal) = ([d; 4], HEADS[0], false);
     all.push(LibraryKernel::Attention { types, round: None, head, causal });
     all.push(LibraryKernel::AttentionQueries { types, round: None, head, causal });
     all.push(LibraryKernel::AttentionKeys { types, rounds: [None; 2], head, causal });
+    if d != F32 {
+        all.push(LibraryKernel::AttentionMma { types, round: None, head, causal });
+        all.push(LibraryKernel::AttentionQueriesMma { types, round: None, head, causal });
+        all.push(LibraryKernel::AttentionKeysMma { types, rounds: [None; 2], head, causal });
+    }
     all
 }

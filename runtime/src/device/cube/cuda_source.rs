@@ -6,15 +6,19 @@ use crate::layer::KernelDef;
 use cubecl::Compiler;
 use cubecl::ir::features::Plane;
 use cubecl::ir::{
-    ContiguousElements, DeviceProperties, HardwareProperties, MatrixLayout, MemoryDeviceProperties, MmaProperties,
-    TargetProperties, VectorSize,
+    ContiguousElements, DeviceProperties, ElemType, FloatKind, HardwareProperties, MatrixLayout,
+    MemoryDeviceProperties, MmaProperties, TargetProperties, VectorSize,
 };
 use cubecl::prelude::*;
 use cubecl::profile::TimingMethod;
 use cubecl_cpp::cuda::CudaDialect;
-use cubecl_cpp::cuda::mma::{CudaWmmaCompiler, contiguous_elements_cuda};
-use cubecl_cpp::shared::{CompilationOptions, CppCompiler, CppSupportedFeatures, SharedMemory};
-use cubecl_cpp::{Dialect, register_supported_types};
+use cubecl_cpp::cuda::arch::CudaArchitecture;
+use cubecl_cpp::cuda::mma::{PtxWmmaCompiler, contiguous_elements_cuda};
+use cubecl_cpp::shared::{
+    CompilationOptions, CppCompiler, CppSupportedFeatures, SharedMemory, SupportedMmaCombinations,
+    register_mma_features,
+};
+use cubecl_cpp::{Dialect, DialectWmmaCompiler, register_supported_types};
 use kiln_compiler::fuse::Region;
 use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -35,6 +39,9 @@ pub const CUDA_SHAPE: Shape = Shape {
 /// CubeCL numbers temporary variables while it prints, with one counter for the process that each compilation sets back: two threads at once
 /// would use a number twice, and the same kernel would not have the same code.
 static COMPILING: Mutex<()> = Mutex::new(());
+
+/// How CubeCL, which has no function for it, writes a power of two. NVRTC would compute the logarithm of 2 and keep a multiplication by 1.
+const POWER_OF_TWO: &str = "__powf(float(2.0), ";
 
 /// What code is compiled for: a compute capability, 90 for 9.0.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -107,6 +114,7 @@ impl CudaSource {
         match self.arithmetic {
             Arithmetic::AsWritten => options.push("--fmad=false".to_owned()),
             Arithmetic::Contracted => {}
+            Arithmetic::Flushed => options.push("--ftz=true".to_owned()),
         }
         options
     }
@@ -168,7 +176,8 @@ pub(in crate::device) fn cuda_source(
 ) -> Result<CudaSource, CubeError> {
     let definition = profile.try_define(spec, define)?;
     let address = profile::settings(spec).address_type.unsigned_type();
-    let mut compiler = CppCompiler::<CudaDialect<CudaWmmaCompiler>>::default();
+    // In this dialect code includes no `mma.h`, which comes with NVCC alone.
+    let mut compiler = CppCompiler::<CudaDialect<PtxWmmaCompiler>>::default();
     let (code, shared_bytes) = {
         let _one_at_a_time = COMPILING.lock().unwrap_or_else(PoisonError::into_inner);
         let mut kernel = compiler
@@ -177,12 +186,16 @@ pub(in crate::device) fn cuda_source(
         place_in_order(&mut kernel.body.shared_memories);
         (kernel.to_string(), kernel.shared_memory_size())
     };
+    if let Some(said) = spec.shared.filter(|&said| said != shared_bytes) {
+        let message = format!("{shared_bytes} bytes of shared memory, not {said} as its launches are checked for");
+        return Err(CubeError::Build { kernel: spec.name.clone(), message });
+    }
     Ok(CudaSource {
         name: spec.name.clone(),
         units: spec.cube_dim,
         width: spec.width,
         shared_bytes,
-        code: in_one_order(&code),
+        code: in_one_order(&code).replace(POWER_OF_TWO, "exp2f("),
         arithmetic: spec.arithmetic,
         arch,
     })
@@ -276,7 +289,11 @@ pub(in crate::device) fn cuda_profile(
     let memory = MemoryDeviceProperties { max_page_size: memory as u64, alignment: super::ALIGNMENT as u64 };
     let mut properties = DeviceProperties::new(Default::default(), memory, hardware, TimingMethod::System);
     register_supported_types(&mut properties);
+    register_mma_features(supported_mma(&CudaArchitecture { version: arch.compute }), &mut properties);
     let features = &mut properties.features;
+    for kind in [FloatKind::F16, FloatKind::BF16] {
+        features.matmul.ldmatrix.insert(ElemType::Float(kind).into());
+    }
     features.memory_reinterpret = true;
     features.alignment = true;
     features.copy_async = true;
@@ -285,6 +302,11 @@ pub(in crate::device) fn cuda_profile(
     features.plane.insert(Plane::Ops);
     features.plane.insert(Plane::NonUniformControlFlow);
     (properties, target)
+}
+
+/// Shapes of products on tensor cores.
+fn supported_mma(arch: &CudaArchitecture) -> SupportedMmaCombinations {
+    <PtxWmmaCompiler as DialectWmmaCompiler<CudaDialect<PtxWmmaCompiler>>>::supported_mma_combinations(arch)
 }
 
 /// Layouts of matrix fragments, as in CubeCL's CUDA runtime.

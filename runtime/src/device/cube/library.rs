@@ -114,8 +114,8 @@ pub struct Attention {
     group: usize,
     s: usize,
     t: usize,
-    head: usize,
-    causal: bool,
+    pub(super) head: usize,
+    pub(super) causal: bool,
 }
 
 /// A planned `linear_cross_entropy` or its derivative: products of chunks of rows.
@@ -159,7 +159,7 @@ impl Attention {
         Attention { heads, group: heads / groups.max(1), s: last(q, 2), t: last(k, 2), head: last(q, 1), causal }
     }
 
-    fn indices(&self) -> [usize; 4] {
+    pub(super) fn indices(&self) -> [usize; 4] {
         [self.heads, self.group, self.s, self.t]
     }
 
@@ -168,7 +168,7 @@ impl Attention {
         align(self.heads * self.s * size_of::<f32>())
     }
 
-    fn scale(&self) -> f32 {
+    pub(super) fn scale(&self) -> f32 {
         (1.0 / (self.head as f64).sqrt()) as f32
     }
 }
@@ -303,6 +303,9 @@ impl CubeDevice {
         [o, lse]: [&Buffer; 2],
         round: Option<DType>,
     ) -> Result<(), CubeError> {
+        if self.has_attention_mma(plan, &[q, k, v]) {
+            return self.attention_mma(plan, [q, k, v], [o, lse], round);
+        }
         let types = [q.dtype, k.dtype, v.dtype, o.dtype];
         let Attention { head, causal, .. } = *plan;
         let kernel = LibraryKernel::Attention { types, round, head, causal };
@@ -325,6 +328,9 @@ impl CubeDevice {
     ) -> Result<(), CubeError> {
         let Attention { head, causal, .. } = *plan;
         let delta = scratch.take(self, DType::F32, plan.heads * plan.s)?;
+        if self.has_attention_mma(plan, &[q, k, v, o, d_o]) {
+            return self.attention_vjp_mma(plan, [q, k, v, o, lse, d_o], [d_q, d_k, d_v], rounds, &delta);
+        }
         let types = [q.dtype, k.dtype, o.dtype, d_q.dtype];
         let kernel = LibraryKernel::AttentionQueries { types, round: rounds[0], head, causal };
         let buffers = [q, k, v, o, lse, d_o, d_q, &delta].map(|b| self.bound(b));

@@ -55,6 +55,7 @@ impl Profile {
             accumulate: 0,
             constants: [0; 2],
             arithmetic: Arithmetic::AsWritten,
+            shared: None,
             program: None,
         };
         for (slot, &dtype) in types.iter().enumerate() {

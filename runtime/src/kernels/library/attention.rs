@@ -11,7 +11,7 @@ use cubecl::prelude::*;
 
 /// Number of keys that query `i` sees.
 #[cube]
-fn visible(i: usize, s: usize, t: usize, #[comptime] causal: bool) -> usize {
+pub fn visible(i: usize, s: usize, t: usize, #[comptime] causal: bool) -> usize {
     if comptime!(causal) {
         let end = i + 1 + t;
         let seen = select(end > s, end - s, 0usize);

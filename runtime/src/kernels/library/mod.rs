@@ -5,6 +5,7 @@
 #![allow(clippy::manual_div_ceil)]
 
 mod attention;
+pub mod attention_mma;
 mod dot;
 mod dot_tiled;
 mod loss;
