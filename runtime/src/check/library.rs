@@ -99,34 +99,50 @@ fn result(device: &CubeDevice, dtype: DType, like: &Array) -> Result<Buffer, Lib
     Ok(device.upload(dtype, &vec![fill; like.data.len()])?)
 }
 
-/// Rounding errors of f32 sums, relative to the largest element, and one unit of the stored type.
-fn close(device: &CubeDevice, what: &str, buffer: &Buffer, dtype: DType, expected: &Array) -> Result<(), LibraryError> {
-    const SUMS: f64 = 64.0 * f32::EPSILON as f64;
-    let unit = match dtype {
+/// Distance of neighbours of a type, relative.
+fn unit(dtype: DType) -> f64 {
+    match dtype {
         DType::Bf16 => 2f64.powi(-8),
         DType::F16 => 2f64.powi(-11),
         _ => 0.0,
-    };
+    }
+}
+
+/// Rounding errors of f32 sums, relative to the largest element, and one unit of the stored type.
+fn close(device: &CubeDevice, what: &str, buffer: &Buffer, dtype: DType, expected: &Array) -> Result<(), LibraryError> {
+    close_within(device, what, buffer, dtype, expected, |_| 0.0)
+}
+
+/// The same, and beside it what element `i` may lack because a factor of its terms was rounded.
+fn close_within(
+    device: &CubeDevice,
+    what: &str,
+    buffer: &Buffer,
+    dtype: DType,
+    expected: &Array,
+    rounded: impl Fn(usize) -> f64,
+) -> Result<(), LibraryError> {
+    const SUMS: f64 = 64.0 * f32::EPSILON as f64;
+    let unit = unit(dtype);
     let scale = expected.data.iter().filter(|x| x.is_finite()).fold(0.0f64, |m, x| m.max(x.abs()));
     assert!(scale > 0.0, "{what}: zeros prove nothing");
-    let is_close = |f: f64, e: f64| f == e || (f - e).abs() <= SUMS * scale + unit * e.abs();
+    let is_close = |i: usize, f: f64, e: f64| f == e || (f - e).abs() <= SUMS * scale + unit * e.abs() + rounded(i);
     compare(what, &device.download(buffer)?, &expected.data, is_close)
 }
 
 /// Bit by bit.
 fn equal(device: &CubeDevice, what: &str, buffer: &Buffer, expected: &[f64]) -> Result<(), LibraryError> {
-    compare(what, &device.download(buffer)?, expected, |f, e| f == e)
+    compare(what, &device.download(buffer)?, expected, |_, f, e| f == e)
 }
 
 fn compare(
     what: &str,
     found: &[f64],
     expected: &[f64],
-    is_close: impl Fn(f64, f64) -> bool,
+    is_close: impl Fn(usize, f64, f64) -> bool,
 ) -> Result<(), LibraryError> {
     assert_eq!(found.len(), expected.len(), "{what}: elements");
-    let far = |(&f, &e): (&f64, &f64)| !is_close(f, e);
-    match found.iter().zip(expected).position(far) {
+    match (0..found.len()).find(|&i| !is_close(i, found[i], expected[i])) {
         None => Ok(()),
         Some(index) => {
             Err(LibraryError::Differs { what: what.to_owned(), index, found: found[index], expected: expected[index] })
@@ -179,7 +195,14 @@ fn products_add_to_gradients(device: &CubeDevice) -> Result<(), LibraryError> {
 }
 
 fn attention_and_its_derivative(device: &CubeDevice) -> Result<(), LibraryError> {
-    for (dims, causal) in [([2, 3, 2, 35, 35, 10], true), ([1, 2, 1, 17, 40, 6], false), ([2, 1, 3, 12, 20, 7], true)] {
+    for (dims, causal) in [
+        ([2, 3, 2, 35, 35, 10], true),
+        ([1, 2, 1, 17, 40, 6], false),
+        ([2, 1, 3, 12, 20, 7], true),
+        // Heads that tensor cores take.
+        ([1, 2, 2, 70, 70, 64], true),
+        ([1, 1, 1, 33, 50, 16], false),
+    ] {
         let sizes = sizes("BGRSTK", &dims);
         for dtype in FLOATS {
             let what = format!("{dims:?} in {dtype}");
@@ -192,7 +215,14 @@ fn attention_and_its_derivative(device: &CubeDevice) -> Result<(), LibraryError>
             let (found_o, found_lse) = (result(device, dtype, &o)?, result(device, DType::F32, &lse)?);
             let [dq, dk, dv] = &operands;
             device.attention(&plan, [dq, dk, dv], [&found_o, &found_lse], None)?;
-            close(device, &format!("o of {what}"), &found_o, dtype, &o)?;
+            // On tensor cores probabilities, and later the cotangents of scores, are rounded before they are multiplied.
+            let half = if device.attention_rounds(&plan, dtype) { unit(dtype) / 2.0 } else { 0.0 };
+            let absolute = |x: &Operand| {
+                let array = Array::new(x.array.dims.clone(), x.array.data.iter().map(|x| x.abs()).collect());
+                Operand { shape: x.shape.clone(), dtype: x.dtype, array }
+            };
+            let of_o = &eval("attention", attrs(), &[&q, &k, &absolute(&v)], &sizes)[0];
+            close_within(device, &format!("o of {what}"), &found_o, dtype, &o, |i| half * of_o.data[i])?;
             close(device, &format!("lse of {what}"), &found_lse, DType::F32, &lse)?;
 
             let rounded = |a: &Array| Array::new(a.dims.clone(), a.data.iter().map(|&x| round(dtype, x)).collect());
@@ -201,16 +231,47 @@ fn attention_and_its_derivative(device: &CubeDevice) -> Result<(), LibraryError>
             let d_o = Operand::random(4, "BGRSK", dtype, &sizes);
             let expected = eval("attention_vjp", attrs(), &[&q, &k, &v, &o, &lse, &d_o], &sizes);
             let results = expected.iter().map(|e| result(device, dtype, e)).collect::<Result<Vec<Buffer>, _>>()?;
+            let lacking = rounded_factors([&q, &k, &v, &o, &lse, &d_o], &plan);
             let [o, lse, d_o] = uploaded(device, [&o, &lse, &d_o])?;
             let inputs = [dq, dk, dv, &o, &lse, &d_o];
             let outputs = [&results[0], &results[1], &results[2]];
             device.attention_vjp(&plan, inputs, outputs, [None; 3], &mut Scratch::Pool)?;
-            for ((name, found), expected) in ["dq", "dk", "dv"].iter().zip(&results).zip(&expected) {
-                close(device, &format!("{name} of {what}"), found, dtype, expected)?;
+            for (i, name) in ["dq", "dk", "dv"].iter().enumerate() {
+                let what = format!("{name} of {what}");
+                close_within(device, &what, &results[i], dtype, &expected[i], |at| half * lacking[i][at])?;
             }
         }
     }
     Ok(())
+}
+
+/// Σ |dS|·|k|/√K, Σ |dS|·|q|/√K and Σ P·|ō|, element by element: what the cotangents of queries, keys and values lack at most when dS and P
+/// are rounded, in units of the rounding.
+fn rounded_factors([q, k, v, o, lse, d_o]: [&Operand; 6], plan: &Attention) -> [Vec<f64>; 3] {
+    let [heads, group, s, t] = plan.indices();
+    let head = q.array.data.len() / (heads * s);
+    let scale = 1.0 / (head as f64).sqrt();
+    let [q, k, v, o, d_o] = [q, k, v, o, d_o].map(|x| x.array.data.as_slice());
+    let mut sums = [vec![0.0; q.len()], vec![0.0; k.len()], vec![0.0; k.len()]];
+    let row = |x: &'_ [f64], at: usize| x[at * head..(at + 1) * head].to_vec();
+    let dot = |a: &[f64], b: &[f64]| a.iter().zip(b).map(|(a, b)| a * b).sum::<f64>();
+    for query in 0..heads * s {
+        let delta = dot(&row(o, query), &row(d_o, query));
+        for j in 0..t {
+            if !plan.sees(query % s, j) {
+                continue;
+            }
+            let key = query / s / group * t + j;
+            let p = (dot(&row(q, query), &row(k, key)) * scale - lse.array.data[query]).exp();
+            let d_score = (p * (dot(&row(d_o, query), &row(v, key)) - delta)).abs() * scale;
+            for x in 0..head {
+                sums[0][query * head + x] += d_score * k[key * head + x].abs();
+                sums[1][key * head + x] += d_score * q[query * head + x].abs();
+                sums[2][key * head + x] += p * d_o[query * head + x].abs();
+            }
+        }
+    }
+    sums
 }
 
 fn losses_and_their_derivatives(device: &CubeDevice) -> Result<(), LibraryError> {
@@ -241,11 +302,33 @@ fn losses_and_their_derivatives(device: &CubeDevice) -> Result<(), LibraryError>
         let found_dw = dw.upload(device)?;
         let [lse, d_sum] = uploaded(device, [&lse, &d_sum])?;
         device.loss_vjp(&plan, [gx, gw, gt, &lse, &d_sum], [&dx, &found_dw], true, &mut Scratch::Pool)?;
-        close(device, &format!("dx of {what}"), &dx, dtype, &gradients[0])?;
+        // On tensor cores the cotangents of logits are rounded before they are multiplied.
+        let half = unit(plan.gradient()) / 2.0;
+        let absolute = |a: &Array| a.data.iter().map(|x| x.abs()).collect::<Vec<f64>>();
+        let d_logits = cotangents(&x.array.data, &w.array.data, &targets.array.data, &expected[2].data, 0.75);
+        let (of_x, of_w) = (absolute(&x.array), absolute(&w.array));
+        let lacking_x =
+            |i: usize| (0..vocab).map(|c| d_logits[i / d * vocab + c].abs() * of_w[c * d + i % d]).sum::<f64>();
+        let lacking_w =
+            |i: usize| (0..rows).map(|r| d_logits[r * vocab + i / d].abs() * of_x[r * d + i % d]).sum::<f64>();
+        close_within(device, &format!("dx of {what}"), &dx, dtype, &gradients[0], |i| half * lacking_x(i))?;
         let total = Array::new(gradients[1].dims.clone(), total);
-        close(device, &format!("dw of {what}"), &found_dw, DType::F32, &total)?;
+        close_within(device, &format!("dw of {what}"), &found_dw, DType::F32, &total, |i| half * lacking_w(i))?;
     }
     Ok(())
+}
+
+/// Cotangents of logits, \[rows, V\].
+fn cotangents(x: &[f64], w: &[f64], targets: &[f64], lse: &[f64], d_sum: f64) -> Vec<f64> {
+    let (rows, d) = (targets.len(), x.len() / targets.len());
+    let vocab = w.len() / d;
+    let of = |at: usize| {
+        let (row, v) = (at / vocab, at % vocab);
+        let logit = (0..d).map(|i| x[row * d + i] * w[v * d + i]).sum::<f64>();
+        let hit = if targets[row] == v as f64 { 1.0 } else { 0.0 };
+        if targets[row] < 0.0 { 0.0 } else { ((logit - lse[row]).exp() - hit) * d_sum }
+    };
+    (0..rows * vocab).map(of).collect()
 }
 
 fn ids_are_sorted_stably(device: &CubeDevice) -> Result<(), LibraryError> {

@@ -28,7 +28,12 @@ impl CubeDevice {
     /// Whether attention over these operands has the form on tensor cores: one type, which they take, and rows of whole fragments.
     pub(super) fn has_attention_mma(&self, plan: &Attention, operands: &[&Buffer]) -> bool {
         let dtype = operands[0].dtype;
-        operands.iter().all(|b| b.dtype == dtype) && attention_mma::fits(plan.head) && self.profile.has_mma(dtype)
+        operands.iter().all(|b| b.dtype == dtype) && self.attention_rounds(plan, dtype)
+    }
+
+    /// Whether attention over operands of a type runs on tensor cores, and so rounds probabilities and the cotangents of scores to it.
+    pub fn attention_rounds(&self, plan: &Attention, dtype: DType) -> bool {
+        attention_mma::fits(plan.head) && self.profile.has_mma(dtype)
     }
 
     /// Bound in vectors of so many lanes, as the form reads and writes its tensors.

@@ -159,7 +159,13 @@ impl Attention {
         Attention { heads, group: heads / groups.max(1), s: last(q, 2), t: last(k, 2), head: last(q, 1), causal }
     }
 
-    pub(super) fn indices(&self) -> [usize; 4] {
+    /// Whether query `i` sees key `j`.
+    pub fn sees(&self, i: usize, j: usize) -> bool {
+        !self.causal || j + self.s <= i + self.t
+    }
+
+    /// Heads, heads of a group, S and T.
+    pub fn indices(&self) -> [usize; 4] {
         [self.heads, self.group, self.s, self.t]
     }
 
@@ -174,6 +180,11 @@ impl Attention {
 }
 
 impl Loss {
+    /// What the cotangents of logits are rounded to.
+    pub fn gradient(&self) -> DType {
+        self.gradient
+    }
+
     fn logits_len(&self) -> usize {
         self.chunks.iter().map(|c| c.rows).max().unwrap_or(0) * self.vocab
     }
