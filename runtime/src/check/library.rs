@@ -2,7 +2,7 @@
 //!
 //! In: a device. Out: the first element that is too far from the truth. Results are full of NaN before a launch.
 
-use crate::device::cube::{Attention, Buffer, CubeDevice, CubeError, DotTables, Scratch, Window};
+use crate::device::cube::{Attention, Buffer, CubeDevice, CubeError, DotTables, Scratch, Sort, Window};
 use crate::random;
 use kiln_compiler::interp::{self, Array, round};
 use kiln_compiler::ir::{Attrs, Axis, Builder, DType, Sizes, Type};
@@ -332,12 +332,14 @@ fn cotangents(x: &[f64], w: &[f64], targets: &[f64], lse: &[f64], d_sum: f64) ->
 }
 
 fn ids_are_sorted_stably(device: &CubeDevice) -> Result<(), LibraryError> {
-    for (n, bins) in [(1, 1), (200, 7), (77, 300)] {
+    // The last two fill more than one chunk.
+    for (n, bins) in [(1, 1), (200, 7), (77, 300), (2500, 37), (1025, 2000)] {
         let sizes = sizes("NV", &[n, bins]);
         let ids = Operand::ids(n as u64, "N", bins, &sizes);
         let expected = eval("sort_index", Attrs::new().with("axis", Axis::new("V")), &[&ids], &sizes);
         let found = expected.iter().map(|e| result(device, DType::I32, e)).collect::<Result<Vec<Buffer>, _>>()?;
-        device.sort_index(&ids.upload(device)?, bins, [&found[0], &found[1], &found[2]])?;
+        let results = [&found[0], &found[1], &found[2]];
+        device.sort_index(&Sort { ids: n, bins }, &ids.upload(device)?, results, &mut Scratch::Pool)?;
         for (found, expected) in found.iter().zip(&expected) {
             equal(device, &format!("{n} ids below {bins}"), found, &expected.data)?;
         }

@@ -33,7 +33,7 @@ pub use cuda_source::{Arch, CUDA_SHAPE, CudaCompiler, CudaSource};
 #[cfg(feature = "cuda")]
 pub(in crate::device) use cuda_source::{cuda_profile, cuda_source};
 pub use error::CubeError;
-pub use library::{Attention, Dot, DotTables, Loss, Window};
+pub use library::{Attention, Dot, DotTables, Loss, Sort, Window};
 #[cfg(feature = "cuda")]
 pub(in crate::device) use memory::Allocation;
 pub use memory::Memory;
@@ -211,6 +211,7 @@ impl std::fmt::Debug for CubeDevice {
 }
 
 /// One buffer argument of a launch.
+#[derive(Clone, Copy)]
 pub(in crate::device) struct Bound<'a> {
     pub(in crate::device) memory: &'a Memory,
     /// Elements, not vectors.

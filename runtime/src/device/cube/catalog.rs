@@ -128,8 +128,14 @@ pub enum LibraryKernel {
         /// Lanes of a vector.
         width: usize,
     },
+    /// Equal ids before each in its chunk.
+    SortRanks,
+    /// Equal ids in the chunks before each.
+    SortOffsets,
+    /// Where the run of each id begins.
+    SortStarts,
     /// Positions of ids in order of id.
-    SortIndex,
+    SortPlaces,
     /// A window of one axis moved into another tensor.
     Window {
         /// Of x and y.
@@ -331,7 +337,10 @@ impl LibraryKernel {
                 let rounded = map("loss_gradient_rounded", library::define_loss_gradient_rounded);
                 Form { types: from_ref(to), width: *width, ..rounded }
             }
-            LibraryKernel::SortIndex => map("sort_index", library::define_sort_index),
+            LibraryKernel::SortRanks => map("sort_ranks", library::define_sort_ranks),
+            LibraryKernel::SortOffsets => map("sort_offsets", library::define_sort_offsets),
+            LibraryKernel::SortStarts => row("sort_starts", library::define_sort_starts),
+            LibraryKernel::SortPlaces => map("sort_places", library::define_sort_places),
             LibraryKernel::Window { types, clear } => {
                 Form { types, constants: flag(*clear), ..map("window", library::define_window) }
             }
@@ -452,7 +461,10 @@ pub fn library_kernels() -> Vec<LibraryKernel> {
     let mut all = vec![
         LibraryKernel::ColumnSum { to: DType::F32, accumulate: true, slices: 8 },
         LibraryKernel::LossSum,
-        LibraryKernel::SortIndex,
+        LibraryKernel::SortRanks,
+        LibraryKernel::SortOffsets,
+        LibraryKernel::SortStarts,
+        LibraryKernel::SortPlaces,
         LibraryKernel::CopyWords,
         LibraryKernel::Start,
         LibraryKernel::Factor,

@@ -7,7 +7,7 @@ use super::product::VendorDot;
 use super::profile::U32;
 use super::scratch::Scratch;
 use super::{Barriers, Bound, Buffer, CubeDevice, CubeError, LibraryKernel, Memory};
-use crate::kernels::library::DOT_BLOCK;
+use crate::kernels::library::{DOT_BLOCK, SORT_CHUNK};
 use crate::plan::arena::align;
 use cubecl::ir::Type;
 use kiln_compiler::ir::{Axis, DType, Sizes};
@@ -136,6 +136,27 @@ struct LossChunk {
     logits: Dot,
     dx: Dot,
     dw: Dot,
+}
+
+/// A planned `sort_index`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Sort {
+    /// Number of ids.
+    pub ids: usize,
+    /// Ids are below it.
+    pub bins: usize,
+}
+
+impl Sort {
+    fn chunks(&self) -> usize {
+        self.ids.div_ceil(SORT_CHUNK)
+    }
+
+    /// Scratch that a run takes, in bytes.
+    pub(super) fn scratch_bytes(&self) -> usize {
+        let numbers = |n: usize| align(n * size_of::<i32>());
+        numbers(self.ids) + numbers(self.chunks() * self.bins) + numbers(self.bins)
+    }
 }
 
 /// A planned move of a window.
@@ -480,13 +501,27 @@ impl CubeDevice {
     /// order, starts and ends of ids below `bins`.
     ///
     /// # Errors
-    /// [`CubeError`] if the launch is refused.
-    pub fn sort_index(&self, ids: &Buffer, bins: usize, results: [&Buffer; 3]) -> Result<(), CubeError> {
-        let integers = |b: &'_ Buffer| b.dtype == DType::I32;
-        debug_assert!(integers(ids) && results.iter().all(|b| integers(b)), "positions are {}", DType::I32);
-        let [order, starts, ends] = results;
-        let buffers = [ids, order, starts, ends].map(|b| self.bound(b));
-        self.launch_units(LibraryKernel::SortIndex, bins, &buffers, &[ids.len, bins], &[])
+    /// [`CubeError`] if a launch is refused.
+    pub fn sort_index(
+        &self,
+        plan: &Sort,
+        ids: &Buffer,
+        [order, starts, ends]: [&Buffer; 3],
+        scratch: &mut Scratch,
+    ) -> Result<(), CubeError> {
+        let Sort { ids: n, bins } = *plan;
+        let chunks = plan.chunks();
+        let rank = scratch.take(self, DType::I32, n)?;
+        let counts = scratch.take(self, DType::I32, chunks * bins)?;
+        let totals = scratch.take(self, DType::I32, bins)?;
+        // Zeros are zeros as i32, too.
+        self.fill(&Buffer { dtype: DType::F32, ..counts.clone() }, 0.0)?;
+        let [ids, order, starts, ends] = [ids, order, starts, ends].map(|b| self.bound(b));
+        let [rank, counts, totals] = [&rank, &counts, &totals].map(|b| self.bound(b));
+        self.launch_units(LibraryKernel::SortRanks, n, &[ids, rank, counts, order], &[n, bins], &[])?;
+        self.launch_units(LibraryKernel::SortOffsets, bins, &[counts, totals], &[bins, chunks], &[])?;
+        self.launch_cubes(LibraryKernel::SortStarts, 1, &[totals, starts, ends], &[bins], &[])?;
+        self.launch_units(LibraryKernel::SortPlaces, n, &[ids, rank, counts, starts, order], &[n, bins], &[])
     }
 
     /// Moves a window of x into y.

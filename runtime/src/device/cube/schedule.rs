@@ -1,7 +1,7 @@
 //! A plan on a CubeCL device: each step becomes a launch over buffers of the arena, bound once; a run enqueues them and waits for nothing.
 
 use super::arena::Arena;
-use super::library::{Attention, Dot, DotTables, Loss, Window};
+use super::library::{Attention, Dot, DotTables, Loss, Sort, Window};
 use super::region::{Binding, Part, Prepared, RegionArgs, StreamState};
 use super::scratch::Scratch;
 use super::training::{Range, Streams};
@@ -27,7 +27,7 @@ enum Operation {
     AttentionVjp(Attention, [Option<DType>; 3]),
     Loss(Loss),
     LossVjp(Loss, Write),
-    Sort(usize),
+    Sort(Sort),
     /// One window of each operand.
     Windows(Vec<Window>),
     Convert(Write),
@@ -40,7 +40,8 @@ impl Operation {
             Operation::AttentionVjp(p, _) => p.scratch_bytes(),
             Operation::Loss(p) | Operation::LossVjp(p, _) => p.scratch_bytes(),
             Operation::Dot(p, _) => p.scratch_bytes(),
-            Operation::Attention(..) | Operation::Sort(_) | Operation::Windows(_) | Operation::Convert(_) => 0,
+            Operation::Sort(p) => p.scratch_bytes(),
+            Operation::Attention(..) | Operation::Windows(_) | Operation::Convert(_) => 0,
         }
     }
 }
@@ -197,7 +198,7 @@ impl Schedule {
                 let operands = [input(0), input(1), input(2), input(3), input(4)];
                 device.loss_vjp(plan, operands, [output(0), output(1)], write.adds(micro), &mut scratch)
             }
-            Operation::Sort(bins) => device.sort_index(input(0), *bins, [output(0), output(1), output(2)]),
+            Operation::Sort(plan) => device.sort_index(plan, input(0), [output(0), output(1), output(2)], &mut scratch),
             Operation::Windows(windows) => {
                 windows.iter().zip(inputs).try_for_each(|(window, x)| device.window(window, x, output(0)))
             }
@@ -548,7 +549,9 @@ impl Library<'_> {
                 let plan = device.prepare_loss([rows, vocab, d], types, rounds)?;
                 if is_vjp { Operation::LossVjp(plan, write[1]) } else { Operation::Loss(plan) }
             }
-            "sort_index" => Operation::Sort(sizes.of(attrs.axis("axis"))),
+            "sort_index" => {
+                Operation::Sort(Sort { ids: sizes.elements(&inputs[0].shape), bins: sizes.of(attrs.axis("axis")) })
+            }
             "slice" | "pad" | "concat" => Operation::Windows(self.windows()),
             _ => return Ok(None),
         }))

@@ -18,7 +18,7 @@ pub use dot::define_dot_general;
 pub use dot_tiled::define_dot_general_tiled;
 pub use loss::{define_loss_gradient, define_loss_gradient_rounded, define_loss_rows, define_loss_sum};
 pub use pack::{define_pack, define_unpack};
-pub use sort::define_sort_index;
+pub use sort::{SORT_CHUNK, define_sort_offsets, define_sort_places, define_sort_ranks, define_sort_starts};
 pub use window::define_window;
 
 /// Rows and columns of the results that one unit of a product keeps in registers: 16 sums and 8 operands fit into the registers of any device.
