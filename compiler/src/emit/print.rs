@@ -23,6 +23,10 @@ pub fn function(kernel: &Kernel, name: &str) -> TokenStream {
     let shared = kernel
         .combines
         .then(|| quote! { let mut shared = SharedMemory::<f32>::new(comptime!(team.cube_dim as usize)); });
+    let partials = kernel.buffers.iter().filter(|b| matches!(b.arg, BufferArg::Partial(_))).map(|b| {
+        let (aside, lanes) = (aside(b), width(b.vector));
+        quote! { let mut #aside = gpu::zeros::<#lanes>(team); }
+    });
     let body = kernel.body.iter().map(|s| stmt(kernel, s));
     // #[cube]
     // pub fn swiglu(
@@ -41,6 +45,7 @@ pub fn function(kernel: &Kernel, name: &str) -> TokenStream {
             #(#[comptime] #roundings: gpu::Rounding,)*
         ) {
             #shared
+            #(#partials)*
             #(let #scalars = Vector::<f32, gpu::N1>::new(#scalars);)*
             #(#body)*
         }
@@ -88,14 +93,19 @@ pub fn rounded_slots(kernel: &Kernel) -> Vec<usize> {
                         slots.insert(*slot);
                     }
                 }
-                Stmt::For { body, .. } | Stmt::If { body, .. } => collect(body, slots),
-                Stmt::Store { .. } | Stmt::Accumulate { .. } => {}
+                Stmt::For { body, .. } | Stmt::Walk { body, .. } | Stmt::If { body, .. } => collect(body, slots),
+                Stmt::Store { .. } | Stmt::Accumulate { .. } | Stmt::Flush { .. } => {}
             }
         }
     }
     let mut slots = BTreeSet::new();
     collect(&kernel.body, &mut slots);
     slots.into_iter().collect()
+}
+
+/// Where a unit sums what it will write to a buffer.
+fn aside(buffer: &Buffer) -> Ident {
+    format_ident!("{}_aside", buffer.name)
 }
 
 fn rounding(slot: usize) -> Ident {
@@ -128,11 +138,33 @@ fn stmt(kernel: &Kernel, stmt_: &Stmt) -> TokenStream {
                 BufferArg::Input(_) | BufferArg::Partial(_) | BufferArg::Random => panic!("only outputs are stored"),
             }
         }
-        Stmt::Accumulate { buffer, at, value, first } => {
+        Stmt::Accumulate { buffer, at, value, first, turn } => {
             let b = &kernel.buffers[*buffer];
-            let lanes = width(b.vector);
+            let (lanes, aside, turn) = (width(b.vector), aside(b), name(turn));
             let (to, at, value, first) = (ident(&b.name), at_index(b, name(at)), name(value), name(first));
-            quote! { gpu::accumulate::<#lanes>(#to, #at, #value, #first); }
+            quote! { gpu::accumulate::<#lanes>(#to, #at, #value, #first, &mut #aside, #turn, team); }
+        }
+        Stmt::Flush { buffer, base, start, end, step } => {
+            let b = &kernel.buffers[*buffer];
+            let (lanes, aside, to) = (width(b.vector), aside(b), ident(&b.name));
+            let (base, start, end, step) = (name(base), name(start), name(end), name(step));
+            let width = if b.vector {
+                quote! { width }
+            } else {
+                quote! { 1usize }
+            };
+            quote! { gpu::flush::<#lanes>(#to, &#aside, #base, #start, #end, #step, #width, team); }
+        }
+        Stmt::Walk { turn, var, start, end, step, body } => {
+            let (turn, var, start, end, step) = (name(turn), name(var), name(start), name(end), name(step));
+            let body = body.iter().map(|s| stmt(kernel, s));
+            quote! {
+                #[unroll(team.turns > 0)]
+                for #turn in 0..gpu::turns(#end, #step, team) {
+                    let #var = #start + #turn * #step;
+                    if #var < #end { #(#body)* }
+                }
+            }
         }
         Stmt::For { var, start, end, step, body } => {
             let (var, start, end, step) = (name(var), name(start), name(end), name(step));

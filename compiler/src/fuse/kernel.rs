@@ -230,6 +230,36 @@ pub enum Stmt {
         value: Var,
         /// Whether it is the first time.
         first: Var,
+        /// Number of the vector in the unit's walk over the row.
+        turn: Var,
+    },
+    /// Writes what a walk's units have summed aside, if they have.
+    Flush {
+        /// Which buffer of [`Kernel::buffers`].
+        buffer: usize,
+        /// Position of the row in the buffer, in elements.
+        base: Var,
+        /// First position of the unit in a row.
+        start: Var,
+        /// End of the positions.
+        end: Var,
+        /// Distance of the unit's positions.
+        step: Var,
+    },
+    /// A team's walk over a row: `for (turn, var) in (start..end).step_by(step).enumerate()`, unrolled where the number of turns is known.
+    Walk {
+        /// Number of the turn.
+        turn: Var,
+        /// Position in the row.
+        var: Var,
+        /// First position.
+        start: Var,
+        /// End of the positions.
+        end: Var,
+        /// Their distance.
+        step: Var,
+        /// Body.
+        body: Vec<Stmt>,
     },
     /// `for var in (start..end).step_by(step)`.
     For {
@@ -640,6 +670,15 @@ impl<'a> Lower<'a> {
         }
         let body = self.close();
         self.push(Stmt::For { var: row, start: owner, end: rows, step: owners, body });
+        let is_column = |o: &usize| matches!(region.code[region.outputs[*o].0], Instr::ColumnSum(_));
+        let columns: Vec<usize> = (0..region.outputs.len()).filter(is_column).collect();
+        if !columns.is_empty() {
+            let base = self.index("partial_row", IndexOp::Mul, owner, interior);
+            for o in columns {
+                let buffer = region.inputs.len() + o;
+                self.push(Stmt::Flush { buffer, base, start: first_inner, end: interior, step });
+            }
+        }
         Ok(())
     }
 
@@ -669,7 +708,8 @@ impl<'a> Lower<'a> {
             self.push(Stmt::Set(acc, Expr::Binary(op, acc, value)));
         }
         let body = self.close();
-        self.push(Stmt::For { var: inner, start, end, step, body });
+        let turn = self.local("turn", INDEX);
+        self.push(Stmt::Walk { turn, var: inner, start, end, step, body });
         self.inner = None;
         self.combines = true;
         let scalar = Ty { elem: Elem::F32, vector: false };
@@ -696,6 +736,7 @@ impl<'a> Lower<'a> {
         let is_first_row = has_columns.then(|| self.index("is_first_row", IndexOp::Eq, row, owner));
         let partial_base = has_columns.then(|| self.index("partial_base", IndexOp::Mul, owner, end));
         let inner = self.local("inner", INDEX);
+        let turn = self.local("turn", INDEX);
         self.inner = Some(inner);
         self.open();
         let values: Vec<Var> = (outputs.iter())
@@ -713,7 +754,7 @@ impl<'a> Lower<'a> {
             match (column(o), is_first_row, partial_base) {
                 (Some(_), Some(first), Some(base)) => {
                     let at = self.index("partial_at", IndexOp::Add, base, inner);
-                    self.push(Stmt::Accumulate { buffer, at, value, first });
+                    self.push(Stmt::Accumulate { buffer, at, value, first, turn });
                 }
                 _ => {
                     let d = region.domain.len();
@@ -723,7 +764,7 @@ impl<'a> Lower<'a> {
             }
         }
         let body = self.close();
-        self.push(Stmt::For { var: inner, start, end, step, body });
+        self.push(Stmt::Walk { turn, var: inner, start, end, step, body });
         self.inner = None;
     }
 

@@ -99,7 +99,7 @@ fn result(device: &CubeDevice, dtype: DType, like: &Array) -> Result<Buffer, Lib
     Ok(device.upload(dtype, &vec![fill; like.data.len()])?)
 }
 
-/// Distance of neighbours of a type, relative.
+/// Largest relative error of a rounding to a type.
 fn unit(dtype: DType) -> f64 {
     match dtype {
         DType::Bf16 => 2f64.powi(-8),
@@ -216,13 +216,13 @@ fn attention_and_its_derivative(device: &CubeDevice) -> Result<(), LibraryError>
             let [dq, dk, dv] = &operands;
             device.attention(&plan, [dq, dk, dv], [&found_o, &found_lse], None)?;
             // On tensor cores probabilities, and later the cotangents of scores, are rounded before they are multiplied.
-            let half = if device.attention_rounds(&plan, dtype) { unit(dtype) / 2.0 } else { 0.0 };
+            let rounds = if device.attention_rounds(&plan, dtype) { unit(dtype) } else { 0.0 };
             let absolute = |x: &Operand| {
                 let array = Array::new(x.array.dims.clone(), x.array.data.iter().map(|x| x.abs()).collect());
                 Operand { shape: x.shape.clone(), dtype: x.dtype, array }
             };
             let of_o = &eval("attention", attrs(), &[&q, &k, &absolute(&v)], &sizes)[0];
-            close_within(device, &format!("o of {what}"), &found_o, dtype, &o, |i| half * of_o.data[i])?;
+            close_within(device, &format!("o of {what}"), &found_o, dtype, &o, |i| rounds * of_o.data[i])?;
             close(device, &format!("lse of {what}"), &found_lse, DType::F32, &lse)?;
 
             let rounded = |a: &Array| Array::new(a.dims.clone(), a.data.iter().map(|&x| round(dtype, x)).collect());
@@ -238,7 +238,7 @@ fn attention_and_its_derivative(device: &CubeDevice) -> Result<(), LibraryError>
             device.attention_vjp(&plan, inputs, outputs, [None; 3], &mut Scratch::Pool)?;
             for (i, name) in ["dq", "dk", "dv"].iter().enumerate() {
                 let what = format!("{name} of {what}");
-                close_within(device, &what, &results[i], dtype, &expected[i], |at| half * lacking[i][at])?;
+                close_within(device, &what, &results[i], dtype, &expected[i], |at| rounds * lacking[i][at])?;
             }
         }
     }
@@ -303,7 +303,7 @@ fn losses_and_their_derivatives(device: &CubeDevice) -> Result<(), LibraryError>
         let [lse, d_sum] = uploaded(device, [&lse, &d_sum])?;
         device.loss_vjp(&plan, [gx, gw, gt, &lse, &d_sum], [&dx, &found_dw], true, &mut Scratch::Pool)?;
         // On tensor cores the cotangents of logits are rounded before they are multiplied.
-        let half = unit(plan.gradient()) / 2.0;
+        let rounds = unit(plan.gradient());
         let absolute = |a: &Array| a.data.iter().map(|x| x.abs()).collect::<Vec<f64>>();
         let d_logits = cotangents(&x.array.data, &w.array.data, &targets.array.data, &expected[2].data, 0.75);
         let (of_x, of_w) = (absolute(&x.array), absolute(&w.array));
@@ -311,9 +311,9 @@ fn losses_and_their_derivatives(device: &CubeDevice) -> Result<(), LibraryError>
             |i: usize| (0..vocab).map(|c| d_logits[i / d * vocab + c].abs() * of_w[c * d + i % d]).sum::<f64>();
         let lacking_w =
             |i: usize| (0..rows).map(|r| d_logits[r * vocab + i / d].abs() * of_x[r * d + i % d]).sum::<f64>();
-        close_within(device, &format!("dx of {what}"), &dx, dtype, &gradients[0], |i| half * lacking_x(i))?;
+        close_within(device, &format!("dx of {what}"), &dx, dtype, &gradients[0], |i| rounds * lacking_x(i))?;
         let total = Array::new(gradients[1].dims.clone(), total);
-        close_within(device, &format!("dw of {what}"), &found_dw, DType::F32, &total, |i| half * lacking_w(i))?;
+        close_within(device, &format!("dw of {what}"), &found_dw, DType::F32, &total, |i| rounds * lacking_w(i))?;
     }
     Ok(())
 }

@@ -83,6 +83,8 @@ pub struct Spec {
     pub row_units: u32,
     /// Units of a plane, where they can read each other's values.
     pub plane: Option<u32>,
+    /// Vectors of a row that each unit takes at most, if the code is made for their number; 0 if for any.
+    pub turns: usize,
     /// By bit, the outputs that are added to what is in memory.
     pub accumulate: u32,
     /// Sizes and choices that the code of a library kernel is made for.
@@ -107,7 +109,7 @@ impl std::hash::Hash for Program {
 impl Spec {
     /// How its units share rows.
     pub fn team(&self) -> Team {
-        Team { cube_dim: self.cube_dim, units: self.row_units, plane: self.plane }
+        Team { cube_dim: self.cube_dim, units: self.row_units, plane: self.plane, turns: self.turns }
     }
 
     /// What slot `i` is rounded to.
@@ -143,6 +145,8 @@ pub struct Shape {
     pub narrow_width: usize,
     /// Most elements of a chunk of logits: enough to fill the device, few beside a model.
     pub logits: usize,
+    /// Whether its conversions to narrower types round to nearest, ties to even, as Kiln does by bits elsewhere.
+    pub converts: bool,
     /// Which form of a kernel is faster.
     pub barriers: Barriers,
 }

@@ -58,6 +58,7 @@ pub const SOFTWARE: Shape = Shape {
     width: 4,
     narrow_width: 4,
     logits: 1 << 22,
+    converts: false,
     barriers: Barriers::Dear,
 };
 /// Four cubes for each of about a hundred multiprocessors share a sum over rows; 256 units fill one with two cubes.
@@ -69,5 +70,6 @@ pub const HARDWARE: Shape = Shape {
     width: 4,
     narrow_width: 4,
     logits: 1 << 22,
+    converts: false,
     barriers: Barriers::Cheap,
 };

@@ -42,7 +42,14 @@ macro_rules! with_slot {
 pub fn define_program(builder: &mut KernelBuilder, spec: &Spec) {
     let program = spec.program.as_ref().expect("a walked kernel carries its program");
     let kernel = &*program.0;
-    let mut walk = Walk { kernel, spec, buffers: Vec::new(), locals: vec![None; kernel.locals.len()], shared: None };
+    let mut walk = Walk {
+        kernel,
+        spec,
+        buffers: Vec::new(),
+        locals: vec![None; kernel.locals.len()],
+        shared: None,
+        asides: Vec::new(),
+    };
     for buffer in &kernel.buffers {
         walk.buffers.push(walk.argument(builder, buffer));
     }
@@ -56,6 +63,13 @@ pub fn define_program(builder: &mut KernelBuilder, spec: &Spec) {
     if kernel.combines {
         walk.shared = Some(SharedMemory::<f32>::__expand_new(scope, spec.cube_dim as usize).expand);
     }
+    for (i, buffer) in kernel.buffers.iter().enumerate().filter(|(_, b)| matches!(b.arg, BufferArg::Partial(_))) {
+        let aside = match buffer.vector {
+            true => reduce::zeros::expand::<N0>(scope, spec.team()).expand,
+            false => reduce::zeros::expand::<N1>(scope, spec.team()).expand,
+        };
+        walk.asides.push((i, aside));
+    }
     walk.stmts(scope, &kernel.body);
 }
 
@@ -65,6 +79,8 @@ struct Walk<'a> {
     buffers: Vec<ManagedVariable>,
     locals: Vec<Option<ManagedVariable>>,
     shared: Option<ManagedVariable>,
+    /// Sums of a unit, by the buffer that they will be written to.
+    asides: Vec<(usize, ManagedVariable)>,
 }
 
 impl Walk<'_> {
@@ -101,6 +117,11 @@ impl Walk<'_> {
         shared.expect("a kernel that combines has shared memory").into()
     }
 
+    fn aside<T: From<ManagedVariable>>(&self, buffer: usize) -> T {
+        let known = self.asides.iter().find(|(b, _)| *b == buffer);
+        known.expect("every partial sum has its place aside").1.clone().into()
+    }
+
     fn stmts(&mut self, scope: &mut Scope, stmts: &[Stmt]) {
         for stmt in stmts {
             self.stmt(scope, stmt);
@@ -124,14 +145,75 @@ impl Walk<'_> {
                 true => self.store::<N0>(scope, *buffer, *at, *value),
                 false => self.store::<N1>(scope, *buffer, *at, *value),
             },
-            Stmt::Accumulate { buffer, at, value, first } => {
+            Stmt::Accumulate { buffer, at, value, first, turn } => {
                 let width = constant(scope, self.width(&self.kernel.buffers[*buffer]));
                 let at = steps::index_div::expand(scope, self.get(*at), width);
-                let first = self.get(*first);
-                match self.kernel.buffers[*buffer].vector {
-                    true => reduce::accumulate::expand::<N0>(scope, self.buffer(*buffer), at, self.get(*value), first),
-                    false => reduce::accumulate::expand::<N1>(scope, self.buffer(*buffer), at, self.get(*value), first),
+                let (first, turn, team) = (self.get(*first), self.get(*turn), self.spec.team());
+                let to = *buffer;
+                match self.kernel.buffers[to].vector {
+                    true => reduce::accumulate::expand::<N0>(
+                        scope,
+                        self.buffer(to),
+                        at,
+                        self.get(*value),
+                        first,
+                        self.aside(to),
+                        turn,
+                        team,
+                    ),
+                    false => reduce::accumulate::expand::<N1>(
+                        scope,
+                        self.buffer(to),
+                        at,
+                        self.get(*value),
+                        first,
+                        self.aside(to),
+                        turn,
+                        team,
+                    ),
                 }
+            }
+            Stmt::Flush { buffer, base, start, end, step } => {
+                let (base, start, end, step) = (self.get(*base), self.get(*start), self.get(*end), self.get(*step));
+                let (to, team) = (*buffer, self.spec.team());
+                let width = self.width(&self.kernel.buffers[to]);
+                match self.kernel.buffers[to].vector {
+                    true => reduce::flush::expand::<N0>(
+                        scope,
+                        self.buffer(to),
+                        self.aside(to),
+                        base,
+                        start,
+                        end,
+                        step,
+                        width,
+                        team,
+                    ),
+                    false => reduce::flush::expand::<N1>(
+                        scope,
+                        self.buffer(to),
+                        self.aside(to),
+                        base,
+                        start,
+                        end,
+                        step,
+                        width,
+                        team,
+                    ),
+                }
+            }
+            Stmt::Walk { turn, var, start, end, step, body } => {
+                let known = self.spec.team().turns > 0;
+                let turns = team::turns::expand(scope, self.get(*end), self.get(*step), self.spec.team());
+                let range = RangeExpand::new(constant(scope, 0), turns, false);
+                for_expand(scope, range, known, |scope, position| {
+                    let far = steps::index_mul::expand(scope, position.clone(), self.get(*step));
+                    let at = steps::index_add::expand(scope, self.get(*start), far);
+                    let inside = steps::index_lt::expand(scope, at.clone(), self.get(*end));
+                    self.locals[*turn] = Some(position.expand);
+                    self.locals[*var] = Some(at.expand);
+                    if_expand(scope, inside, |scope| self.stmts(scope, body));
+                });
             }
             Stmt::For { var, start, end, step, body } => {
                 let (start, end, step) = (self.get::<NativeExpand<usize>>(*start), self.get(*end), self.get(*step));

@@ -142,13 +142,55 @@ fn through_memory(
     Vector::new(shared[0])
 }
 
-/// Writes the value the first time, adds it later.
+/// Sums that a unit keeps aside, one for each turn of its walk over a row.
 #[cube]
-pub fn accumulate<N: Size>(buffer: &mut Array<Vector<f32, N>>, at: usize, value: Vector<f32, N>, first: bool) {
-    if first {
+pub fn zeros<N: Size>(#[comptime] team: Team) -> Array<Vector<f32, N>> {
+    let mut aside = Array::new(comptime!(team.turns.max(1)));
+    #[unroll]
+    for turn in 0..comptime!(team.turns) {
+        aside[turn] = Vector::new(0.0f32);
+    }
+    aside
+}
+
+/// Adds aside where the number of turns is known; else writes the value to memory the first time, and adds it later.
+#[cube]
+pub fn accumulate<N: Size>(
+    buffer: &mut Array<Vector<f32, N>>,
+    at: usize,
+    value: Vector<f32, N>,
+    first: bool,
+    aside: &mut Array<Vector<f32, N>>,
+    turn: usize,
+    #[comptime] team: Team,
+) {
+    if comptime!(team.turns > 0) {
+        aside[turn] = aside[turn] + value;
+    } else if first {
         buffer[at] = value;
     } else {
         buffer[at] = buffer[at] + value;
+    }
+}
+
+/// Writes what was added aside.
+#[cube]
+pub fn flush<N: Size>(
+    buffer: &mut Array<Vector<f32, N>>,
+    aside: &Array<Vector<f32, N>>,
+    base: usize,
+    start: usize,
+    end: usize,
+    step: usize,
+    #[comptime] width: usize,
+    #[comptime] team: Team,
+) {
+    #[unroll]
+    for turn in 0..comptime!(team.turns) {
+        let at = start + turn * step;
+        if at < end {
+            buffer[(base + at) / width] = aside[turn];
+        }
     }
 }
 

@@ -1,7 +1,8 @@
-//! Rounding to a storage type by bits: the same on every device, also where the type is stored wider.
+//! Rounding to a storage type: by bits where the device stores the type wider, or converts in its own way.
 
 use super::math::is_nan;
 use cubecl::prelude::*;
+use half::{bf16, f16};
 
 /// What a slot's values are rounded to, nearest, ties to even.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -12,6 +13,10 @@ pub enum Rounding {
     F16,
     /// bfloat16.
     Bf16,
+    /// [`Rounding::F16`] by the device's own conversion, which does the same.
+    ByF16,
+    /// [`Rounding::Bf16`] by the device's own conversion.
+    ByBf16,
 }
 
 /// Rounded, still as f32.
@@ -21,6 +26,10 @@ pub fn round<N: Size>(v: Vector<f32, N>, #[comptime] to: Rounding) -> Vector<f32
         round_bf16::<N>(v)
     } else if comptime!(to == Rounding::F16) {
         round_f16::<N>(v)
+    } else if comptime!(to == Rounding::ByBf16) {
+        Vector::<f32, N>::cast_from(Vector::<bf16, N>::cast_from(v))
+    } else if comptime!(to == Rounding::ByF16) {
+        Vector::<f32, N>::cast_from(Vector::<f16, N>::cast_from(v))
     } else {
         v
     }

@@ -11,6 +11,8 @@ pub struct Team {
     pub units: u32,
     /// Units of a plane, where they can read each other's values.
     pub plane: Option<u32>,
+    /// Vectors of a row that each unit takes at most, if the code is to be made for their number; 0 if for any.
+    pub turns: usize,
 }
 
 impl Team {
@@ -40,6 +42,12 @@ pub fn team_pos(#[comptime] team: Team) -> usize {
 #[cube]
 pub fn team_count(#[comptime] team: Team) -> usize {
     CUBE_COUNT * comptime!(team.per_cube())
+}
+
+/// Turns that a unit takes over `len` elements of which its own are `step` apart.
+#[cube]
+pub fn turns(len: usize, step: usize, #[comptime] team: Team) -> usize {
+    if comptime!(team.turns > 0) { comptime!(team.turns).runtime() } else { (len + step - 1) / step }
 }
 
 /// Units of a team.

@@ -3,7 +3,6 @@
 //! Launches get their kernels from here and from nowhere else, and so do tools that list, print or compile all of them
 //! ([`library_kernels`]).
 
-use super::profile::rounding;
 use super::{DefineFn, Profile, Spec};
 use crate::kernels::library::attention_mma;
 use crate::kernels::{Rounding, define_column_sum, library, training};
@@ -446,7 +445,7 @@ impl Profile {
             ..keyed
         };
         for (i, round) in rounds.iter().enumerate() {
-            spec.roundings[types.len() + i] = round.map_or(Rounding::None, rounding);
+            spec.roundings[types.len() + i] = round.map_or(Rounding::None, |d| self.rounding(d));
         }
         spec
     }

@@ -33,6 +33,7 @@ pub const CUDA_SHAPE: Shape = Shape {
     width: 4,
     narrow_width: 8,
     logits: 1 << 27,
+    converts: true,
     barriers: Barriers::Cheap,
 };
 

@@ -52,6 +52,7 @@ impl Profile {
             cube_dim: self.shape.map_units,
             row_units: self.shape.map_units,
             plane: self.shape.plane,
+            turns: 0,
             accumulate: 0,
             constants: [0; 2],
             arithmetic: Arithmetic::AsWritten,
@@ -60,9 +61,21 @@ impl Profile {
         };
         for (slot, &dtype) in types.iter().enumerate() {
             spec.types[slot] = self.storage(dtype);
-            spec.roundings[slot] = rounding(dtype);
+            spec.roundings[slot] = self.rounding(dtype);
         }
         spec
+    }
+
+    /// What values of a type are rounded to before they are stored.
+    pub(super) fn rounding(&self, dtype: DType) -> Rounding {
+        match (dtype, self.shape.converts) {
+            (DType::F32 | DType::I32 | DType::Bool, _) => Rounding::None,
+            (DType::Bf16, false) => Rounding::Bf16,
+            (DType::F16, false) => Rounding::F16,
+            (DType::Bf16, true) => Rounding::ByBf16,
+            (DType::F16, true) => Rounding::ByF16,
+            (DType::Compute | DType::Sub(_), _) => panic!("{dtype} is resolved when a model is linked"),
+        }
     }
 
     /// Most cubes along the first dimension of a grid.
@@ -99,14 +112,4 @@ impl Profile {
 /// Name and cube of a kernel; positions and lengths are u32 everywhere.
 pub(super) fn settings(spec: &Spec) -> KernelSettings {
     KernelSettings::default().kernel_name(&spec.name).cube_dim(CubeDim::new_1d(spec.cube_dim))
-}
-
-/// What values of a type are rounded to before they are stored.
-pub(super) fn rounding(dtype: DType) -> Rounding {
-    match dtype {
-        DType::F32 | DType::I32 | DType::Bool => Rounding::None,
-        DType::Bf16 => Rounding::Bf16,
-        DType::F16 => Rounding::F16,
-        DType::Compute | DType::Sub(_) => panic!("{dtype} is resolved when a model is linked"),
-    }
 }

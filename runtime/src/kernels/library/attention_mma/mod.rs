@@ -113,12 +113,12 @@ pub const fn keys_bytes(head: usize) -> usize {
 
 /// What a result of slot 3 is rounded to by `slot` before it is stored: nothing, where storing it rounds to the same.
 fn to_store(spec: &Spec, slot: usize) -> Rounding {
-    let stored = match spec.types[3] {
-        StorageType::Scalar(ElemType::Float(FloatKind::BF16)) => Rounding::Bf16,
-        StorageType::Scalar(ElemType::Float(FloatKind::F16)) => Rounding::F16,
-        _ => Rounding::None,
+    let is_stored = match (spec.types[3], spec.rounding(slot)) {
+        (StorageType::Scalar(ElemType::Float(FloatKind::BF16)), to) => matches!(to, Rounding::Bf16 | Rounding::ByBf16),
+        (StorageType::Scalar(ElemType::Float(FloatKind::F16)), to) => matches!(to, Rounding::F16 | Rounding::ByF16),
+        (_, to) => to == Rounding::None,
     };
-    if spec.rounding(slot) == stored { Rounding::None } else { spec.rounding(slot) }
+    if is_stored { Rounding::None } else { spec.rounding(slot) }
 }
 
 const fn row_bytes(head: usize) -> usize {
