@@ -2,7 +2,7 @@
 //!
 //! In: a device. Out: the first element that is too far from the truth. Results are full of NaN before a launch.
 
-use crate::device::cube::{Attention, Buffer, CubeDevice, CubeError, DotTables, Scratch, Sort, Window};
+use crate::device::cube::{Attention, Buffer, CubeDevice, CubeError, DotTables, LossBackward, Scratch, Sort, Window};
 use crate::random;
 use kiln_compiler::interp::{self, Array, round};
 use kiln_compiler::ir::{Attrs, Axis, Builder, DType, Sizes, Type};
@@ -302,6 +302,15 @@ fn losses_and_their_derivatives(device: &CubeDevice) -> Result<(), LibraryError>
         let found_dw = dw.upload(device)?;
         let [lse, d_sum] = uploaded(device, [&lse, &d_sum])?;
         device.loss_vjp(&plan, [gx, gw, gt, &lse, &d_sum], [&dx, &found_dw], true, &mut Scratch::Pool)?;
+        // Loss and derivative at once have the same bits.
+        let again = expected.iter().map(|e| result(device, DType::F32, e)).collect::<Result<Vec<Buffer>, _>>()?;
+        let (again_dx, again_dw) = (result(device, dtype, &gradients[0])?, dw.upload(device)?);
+        let backward = LossBackward { d_sum: &d_sum, dx: &again_dx, dw: &again_dw, accumulate: true };
+        let results = [&again[0], &again[1], &again[2]];
+        device.loss_with_vjp(&plan, [gx, gw, gt], results, backward, &mut Scratch::Pool)?;
+        for (name, one, other) in [("sum", &found[0], &again[0]), ("lse", &found[2], &again[2])] {
+            equal(device, &format!("{name} of {what}, at once"), other, &device.download(one)?)?;
+        }
         // On tensor cores the cotangents of logits are rounded before they are multiplied.
         let rounds = unit(plan.gradient());
         let absolute = |a: &Array| a.data.iter().map(|x| x.abs()).collect::<Vec<f64>>();
@@ -314,6 +323,9 @@ fn losses_and_their_derivatives(device: &CubeDevice) -> Result<(), LibraryError>
         close_within(device, &format!("dx of {what}"), &dx, dtype, &gradients[0], |i| rounds * lacking_x(i))?;
         let total = Array::new(gradients[1].dims.clone(), total);
         close_within(device, &format!("dw of {what}"), &found_dw, DType::F32, &total, |i| rounds * lacking_w(i))?;
+        let (one, other) = (format!("dx of {what}, at once"), format!("dw of {what}, at once"));
+        close_within(device, &one, &again_dx, dtype, &gradients[0], |i| rounds * lacking_x(i))?;
+        close_within(device, &other, &again_dw, DType::F32, &total, |i| rounds * lacking_w(i))?;
     }
     Ok(())
 }

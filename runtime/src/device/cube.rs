@@ -33,7 +33,7 @@ pub use cuda_source::{Arch, CUDA_SHAPE, CudaCompiler, CudaSource};
 #[cfg(feature = "cuda")]
 pub(in crate::device) use cuda_source::{cuda_profile, cuda_source};
 pub use error::CubeError;
-pub use library::{Attention, Dot, DotTables, Loss, Sort, Window};
+pub use library::{Attention, Dot, DotTables, Loss, LossBackward, Sort, Window};
 #[cfg(feature = "cuda")]
 pub(in crate::device) use memory::Allocation;
 pub use memory::Memory;

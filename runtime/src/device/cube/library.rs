@@ -138,6 +138,19 @@ struct LossChunk {
     dw: Dot,
 }
 
+/// What the derivative of the loss reads and writes beside the loss.
+#[derive(Clone, Copy, Debug)]
+pub struct LossBackward<'a> {
+    /// s̄.
+    pub d_sum: &'a Buffer,
+    /// x̄.
+    pub dx: &'a Buffer,
+    /// w̄.
+    pub dw: &'a Buffer,
+    /// w̄ is added to.
+    pub accumulate: bool,
+}
+
 /// A planned `sort_index`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Sort {
@@ -422,11 +435,6 @@ impl CubeDevice {
         Ok(Loss { rows, vocab, gradient, chunks })
     }
 
-    /// Scratch for the logits of the largest chunk.
-    fn logits(&self, loss: &Loss, scratch: &mut Scratch) -> Result<Buffer, CubeError> {
-        scratch.take(self, DType::F32, loss.logits_len())
-    }
-
     /// sum, count and lse of x, w and targets.
     ///
     /// # Errors
@@ -434,23 +442,11 @@ impl CubeDevice {
     pub fn loss(
         &self,
         plan: &Loss,
-        [x, w, targets]: [&Buffer; 3],
+        operands: [&Buffer; 3],
         [sum, count, lse]: [&Buffer; 3],
         scratch: &mut Scratch,
     ) -> Result<(), CubeError> {
-        let logits = self.logits(plan, scratch)?;
-        let width = self.width_of(plan.vocab);
-        let of_rows = [scratch.take(self, DType::F32, plan.rows)?, scratch.take(self, DType::F32, plan.rows)?];
-        for chunk in &plan.chunks {
-            self.dot(&chunk.logits, [x, w, &logits], false, scratch)?;
-            let mut buffers = [&logits, targets, lse, &of_rows[0], &of_rows[1]].map(|b| self.bound(b));
-            buffers[0].ty = buffers[0].ty.with_vector_size(width);
-            let cubes = chunk.rows.clamp(1, self.profile.max_cubes());
-            let indices = [chunk.first, chunk.rows, plan.vocab / width];
-            self.launch_cubes(LibraryKernel::LossRows { width }, cubes, &buffers, &indices, &[])?;
-        }
-        let buffers = [&of_rows[0], &of_rows[1], sum, count].map(|b| self.bound(b));
-        self.launch_cubes(LibraryKernel::LossSum, 1, &buffers, &[plan.rows], &[])
+        self.loss_chunks(plan, operands, lse, Some([sum, count]), None, scratch)
     }
 
     /// x̄ and w̄ of x, w, targets, lse and s̄; w̄ may be added to.
@@ -465,37 +461,74 @@ impl CubeDevice {
         accumulate: bool,
         scratch: &mut Scratch,
     ) -> Result<(), CubeError> {
-        let logits = self.logits(plan, scratch)?;
-        let width = self.width_of(plan.vocab);
-        let rounded = match plan.gradient {
-            DType::F32 => None,
-            to => Some(scratch.take(self, to, plan.logits_len())?),
+        let backward = LossBackward { d_sum, dx, dw, accumulate };
+        self.loss_chunks(plan, [x, w, targets], lse, None, Some(backward), scratch)
+    }
+
+    /// Both at once, where s̄ is known: each chunk of logits is computed once (Hsu et al. 2024, "Liger Kernel").
+    ///
+    /// # Errors
+    /// [`CubeError`] if a launch is refused.
+    pub fn loss_with_vjp(
+        &self,
+        plan: &Loss,
+        operands: [&Buffer; 3],
+        [sum, count, lse]: [&Buffer; 3],
+        backward: LossBackward<'_>,
+        scratch: &mut Scratch,
+    ) -> Result<(), CubeError> {
+        self.loss_chunks(plan, operands, lse, Some([sum, count]), Some(backward), scratch)
+    }
+
+    /// Chunk by chunk: logits; with `sums` their lse and losses; with `backward` their cotangents and products.
+    fn loss_chunks(
+        &self,
+        plan: &Loss,
+        [x, w, targets]: [&Buffer; 3],
+        lse: &Buffer,
+        sums: Option<[&Buffer; 2]>,
+        backward: Option<LossBackward<'_>>,
+        scratch: &mut Scratch,
+    ) -> Result<(), CubeError> {
+        let logits = scratch.take(self, DType::F32, plan.logits_len())?;
+        let rounded = match (&backward, plan.gradient) {
+            (None, _) | (_, DType::F32) => None,
+            (Some(_), to) => Some(scratch.take(self, to, plan.logits_len())?),
         };
+        let of_rows = match sums {
+            Some(_) => Some([scratch.take(self, DType::F32, plan.rows)?, scratch.take(self, DType::F32, plan.rows)?]),
+            None => None,
+        };
+        let width = self.width_of(plan.vocab);
+        let vectors = |b: &Buffer| self.bound(b).ty.with_vector_size(width);
         for (i, chunk) in plan.chunks.iter().enumerate() {
             self.dot(&chunk.logits, [x, w, &logits], false, scratch)?;
-            let vectors = |b: &'_ Buffer| self.bound(b).ty.with_vector_size(width);
             let of_logits = Bound { ty: vectors(&logits), ..self.bound(&logits) };
-            let [targets, lse, d_sum] = [targets, lse, d_sum].map(|b| self.bound(b));
+            let [of_targets, of_lse] = [targets, lse].map(|b| self.bound(b));
             let indices = [chunk.first, chunk.rows, plan.vocab / width];
+            if let Some(of_rows) = &of_rows {
+                let [losses, counts] = of_rows.each_ref().map(|b| self.bound(b));
+                let buffers = [of_logits, of_targets, of_lse, losses, counts];
+                let cubes = chunk.rows.clamp(1, self.profile.max_cubes());
+                self.launch_cubes(LibraryKernel::LossRows { width }, cubes, &buffers, &indices, &[])?;
+            }
+            let Some(LossBackward { d_sum, dx, dw, accumulate }) = backward else { continue };
             let units = chunk.rows * plan.vocab / width;
-            let d_logits = match &rounded {
-                None => {
-                    let buffers = [of_logits, targets, lse, d_sum];
-                    self.launch_units(LibraryKernel::LossGradient { width }, units, &buffers, &indices, &[])?;
-                    &logits
-                }
+            let mut buffers = vec![of_logits, of_targets, of_lse, self.bound(d_sum)];
+            let (kernel, d_logits) = match &rounded {
+                None => (LibraryKernel::LossGradient { width }, &logits),
                 Some(rounded) => {
-                    let of_rounded = Bound { ty: vectors(rounded), ..self.bound(rounded) };
-                    let buffers = [of_logits, targets, lse, d_sum, of_rounded];
-                    let kernel = LibraryKernel::LossGradientRounded { to: plan.gradient, width };
-                    self.launch_units(kernel, units, &buffers, &indices, &[])?;
-                    rounded
+                    buffers.push(Bound { ty: vectors(rounded), ..self.bound(rounded) });
+                    (LibraryKernel::LossGradientRounded { to: plan.gradient, width }, rounded)
                 }
             };
+            self.launch_units(kernel, units, &buffers, &indices, &[])?;
             self.dot(&chunk.dx, [d_logits, w, dx], false, scratch)?;
             self.dot(&chunk.dw, [d_logits, x, dw], accumulate || i > 0, scratch)?;
         }
-        Ok(())
+        let (Some([sum, count]), Some([losses, counts])) = (sums, &of_rows) else { return Ok(()) };
+        let buffers = [losses, counts, sum, count].map(|b| self.bound(b));
+        self.launch_cubes(LibraryKernel::LossSum, 1, &buffers, &[plan.rows], &[])
     }
 
     /// order, starts and ends of ids below `bins`.

@@ -1,7 +1,7 @@
 //! A plan on a CubeCL device: each step becomes a launch over buffers of the arena, bound once; a run enqueues them and waits for nothing.
 
 use super::arena::Arena;
-use super::library::{Attention, Dot, DotTables, Loss, Sort, Window};
+use super::library::{Attention, Dot, DotTables, Loss, LossBackward, Sort, Window};
 use super::region::{Binding, Part, Prepared, RegionArgs, StreamState};
 use super::scratch::Scratch;
 use super::training::{Range, Streams};
@@ -67,6 +67,18 @@ struct Launch {
     inputs: Vec<Buffer>,
     outputs: Vec<Buffer>,
     random: Option<Buffer>,
+    order: Order,
+}
+
+/// When a launch runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Order {
+    /// In its place.
+    Own,
+    /// Together with a later one.
+    Later,
+    /// Together with an earlier one, which waited for it.
+    With(usize),
 }
 
 /// A plan ready to run.
@@ -170,11 +182,10 @@ impl Schedule {
 
     fn launch(&self, launch: &Launch, micro: usize) -> Result<(), CubeError> {
         let device = &*self.device;
-        let layout = &self.placed.layout;
         let (inputs, outputs) = (&launch.inputs, &launch.outputs);
         let input = |i: usize| &inputs[i];
         let output = |i: usize| &outputs[i];
-        let mut scratch = Scratch::within(self.arena.at(layout.workspace, layout.workspace_bytes));
+        let mut scratch = self.scratch();
         match &launch.operation {
             Operation::Region(prepared) => {
                 let args = RegionArgs { inputs, outputs, accumulate: &[], random: launch.random.as_ref() };
@@ -204,6 +215,30 @@ impl Schedule {
             }
             Operation::Convert(write) => device.convert(input(0), output(0), write.adds(micro)),
         }
+    }
+
+    /// A launch of a run: those that wait for a later one run with it.
+    fn launch_in_order(&self, mode: Mode, launch: &Launch, micro: usize) -> Result<(), CubeError> {
+        let earlier = match launch.order {
+            Order::Own => return self.launch(launch, micro),
+            Order::Later => return Ok(()),
+            Order::With(earlier) => &self.program(mode).launches[earlier],
+        };
+        let Operation::LossVjp(plan, write) = &launch.operation else {
+            panic!("only the derivative of a loss runs with its loss")
+        };
+        let ([x, w, targets, _, d_sum], [dx, dw]) = (launch.inputs.as_slice(), launch.outputs.as_slice()) else {
+            panic!("the derivative of a loss has five operands and two results")
+        };
+        let backward = LossBackward { d_sum, dx, dw, accumulate: write.adds(micro) };
+        let results = std::array::from_fn(|i| &earlier.outputs[i]);
+        self.device.loss_with_vjp(plan, [x, w, targets], results, backward, &mut self.scratch())
+    }
+
+    /// The plan's scratch, all of it.
+    fn scratch(&self) -> Scratch {
+        let layout = &self.placed.layout;
+        Scratch::within(self.arena.at(layout.workspace, layout.workspace_bytes))
     }
 
     fn optimize(&self, update: &Update) -> Result<(), CubeError> {
@@ -261,7 +296,7 @@ impl Device for Schedule {
     fn run(&mut self, mode: Mode, run: Run) -> Result<(), DeviceError> {
         self.start(mode, run)?;
         for (launch, step) in self.launches(mode) {
-            self.launch(launch, run.micro).map_err(|e| at(step, e))?;
+            self.launch_in_order(mode, launch, run.micro).map_err(|e| at(step, e))?;
         }
         Ok(())
     }
@@ -358,7 +393,10 @@ impl Device for Schedule {
         self.start(mode, run)?;
         self.device.sync().map_err(failure)?;
         let timed = |(launch, step): (&Launch, &Step)| {
-            let launch = || self.launch(launch, run.micro);
+            if launch.order == Order::Later {
+                return Ok(Duration::ZERO);
+            }
+            let launch = || self.launch_in_order(mode, launch, run.micro);
             self.device.time(launch, repeats).map_err(|e| at(step, e))
         };
         self.launches(mode).map(timed).collect()
@@ -443,7 +481,11 @@ fn bound(
         regions.push(region_words);
         let inputs = step.inputs.iter().map(|&b| buffer(b)).collect();
         let outputs = step.outputs.iter().map(|&b| buffer(b)).collect();
-        launches.push(Launch { operation, inputs, outputs, random: None });
+        launches.push(Launch { operation, inputs, outputs, random: None, order: Order::Own });
+    }
+    for (loss, derivative) in losses_with_derivatives(&launches, plan) {
+        launches[loss].order = Order::Later;
+        launches[derivative].order = Order::With(loss);
     }
     let streams = match table.is_empty() {
         true => None,
@@ -470,6 +512,28 @@ fn bound(
     };
     let outputs = plan.outputs.iter().map(|&b| buffer(b)).collect();
     Ok(Program { launches, streams, loss_scale, outputs })
+}
+
+/// Losses whose results nothing reads before their derivative: both can run at once, and logits need not be computed twice.
+fn losses_with_derivatives(launches: &[Launch], plan: &Plan) -> Vec<(usize, usize)> {
+    let mut pairs = Vec::new();
+    for (derivative, step) in plan.steps.iter().enumerate() {
+        if !matches!(launches[derivative].operation, Operation::LossVjp(..)) {
+            continue;
+        }
+        // Inputs of both: x, w, targets; then lse.
+        let is_loss = |&i: &usize| {
+            let (loss, of) = (&launches[i].operation, &plan.steps[i]);
+            matches!(loss, Operation::Loss(_)) && of.inputs[..3] == step.inputs[..3] && of.outputs[2] == step.inputs[3]
+        };
+        let Some(loss) = (0..derivative).rev().find(is_loss) else { continue };
+        let results = &plan.steps[loss].outputs;
+        let reads = |s: &Step| s.inputs.iter().chain(&s.outputs).any(|b| results.contains(b));
+        if !plan.steps[loss + 1..derivative].iter().any(reads) {
+            pairs.push((loss, derivative));
+        }
+    }
+    pairs
 }
 
 /// What a step launches.
