@@ -20,6 +20,9 @@
 #include <ucontext.h>
 #include <unistd.h>
 
+#pragma GCC push_options
+#pragma GCC optimize("O2", "no-strict-aliasing")
+
 #define __global__
 #define __device__
 #define __forceinline__ inline
@@ -332,3 +335,5 @@ inline bool __all_sync(unsigned, bool x) { return emulation::vote(x) == 0xffffff
 inline size_t __cvta_generic_to_shared(const void *p) { return size_t(static_cast<const unsigned char *>(p) - dynamic_shared_mem); }
 
 #include "ptx.h"
+
+#pragma GCC pop_options
