@@ -80,7 +80,8 @@ impl Emulated {
     /// Runs all cubes on `buffers`. One launch at a time: the library's state is of its process.
     ///
     /// # Errors
-    /// Units that wait for each other forever, lanes of a plane at different operations, writes behind the shared memory.
+    /// Units that wait for each other forever, lanes of a plane at different operations, reads and writes behind a buffer, writes behind the shared
+    /// memory.
     pub fn launch(&mut self, buffers: &mut [Vec<u8>], launch: &Launch<'_>) -> Result<(), String> {
         let pointers: Vec<*mut c_void> = buffers.iter_mut().map(|b| b.as_mut_ptr().cast()).collect();
         let bytes: Vec<usize> = buffers.iter().map(Vec::len).collect();
