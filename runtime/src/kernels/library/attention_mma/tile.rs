@@ -77,9 +77,9 @@ pub fn put(
     for e in 0..comptime!(share(head, tile_rows, units)) {
         let at = UNIT_POS as usize + e * units;
         let place = (at_row + at / vectors) * comptime!(stride(head)) + at % vectors;
-        if comptime!((e + 1) * units <= tile_rows * vectors) {
-            tile[place] = held[e];
-        } else if at < comptime!(tile_rows * vectors) {
+        // Where the units' last vectors are fewer than units.
+        let is_whole = comptime!((e + 1) * units <= tile_rows * vectors);
+        if is_whole || at < comptime!(tile_rows * vectors) {
             tile[place] = held[e];
         }
     }
