@@ -17,8 +17,12 @@
 #include <utility>
 #include <vector>
 #include <sys/mman.h>
+#include <sys/wait.h>
 #include <ucontext.h>
 #include <unistd.h>
+
+#pragma GCC push_options
+#pragma GCC optimize("O2", "no-strict-aliasing")
 
 #define __global__
 #define __device__
@@ -55,7 +59,7 @@ struct Plane {
 struct Fiber {
     ucontext_t start;
     jmp_buf here;
-    std::vector<char> stack;
+    std::unique_ptr<char[]> stack;
     bool is_started = false, is_done = false;
     uint3 thread;
     unsigned number;
@@ -129,7 +133,7 @@ inline void run_cube(unsigned units, unsigned seed) {
         f.is_started = f.is_done = false;
         f.number = i;
         f.thread = {i, 0, 0};
-        f.stack.resize(STACK);
+        if (f.stack == nullptr) f.stack.reset(new char[STACK]);
     }
     unsigned first = 0;
     while (alive > 0 && failure.empty()) {
@@ -143,8 +147,8 @@ inline void run_cube(unsigned units, unsigned seed) {
             if (f.is_started) _longjmp(f.here, 1);
             f.is_started = true;
             getcontext(&f.start);
-            f.start.uc_stack.ss_sp = f.stack.data();
-            f.start.uc_stack.ss_size = f.stack.size();
+            f.start.uc_stack.ss_sp = f.stack.get();
+            f.start.uc_stack.ss_size = STACK;
             f.start.uc_link = nullptr;
             makecontext(&f.start, enter, 0);
             setcontext(&f.start);
@@ -154,14 +158,14 @@ inline void run_cube(unsigned units, unsigned seed) {
     }
 }
 
-// A copy of a buffer that ends where memory does: an access behind it ends the process.
+// A copy of a buffer that ends where memory does, shared with the process that runs a launch: an access behind it ends that process.
 struct Guarded {
     char *pages;
     size_t size, bytes;
     explicit Guarded(const void *from, size_t n) : bytes(n) {
         size_t page = size_t(sysconf(_SC_PAGESIZE));
         size = (n + page - 1) / page * page;
-        pages = static_cast<char *>(mmap(nullptr, size + page, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
+        pages = static_cast<char *>(mmap(nullptr, size + page, PROT_NONE, MAP_SHARED | MAP_ANONYMOUS, -1, 0));
         if (size > 0) mprotect(pages, size, PROT_READ | PROT_WRITE);
         memcpy(data(), from, n);
     }
@@ -239,9 +243,19 @@ const char *launch(void (*kernel)(A...), const Arguments &from, uint3 grid, unsi
         Call &call = *static_cast<Call *>(data);
         call.kernel(argument<A>(call.of[I])...);
     };
-    const char *why = run_grid(unit, &call, grid, units, shared_bytes, seed);
+    // In a process of its own, which may end in the middle.
+    Guarded said(std::string(1024, '\0').data(), 1024);
+    pid_t process = fork();
+    if (process == 0) {
+        strncpy(said.data(), run_grid(unit, &call, grid, units, shared_bytes, seed), 1023);
+        _exit(0);
+    }
+    int status = 0;
+    if (process < 0 || waitpid(process, &status, 0) != process) return "no process for the launch";
+    failure = said.data();
+    if (!WIFEXITED(status)) failure = "a unit read or wrote outside of its buffers";
     for (size_t i = 0; i < from.n_buffers; ++i) memcpy(from.buffers[i], guarded[i]->data(), from.bytes[i]);
-    return why;
+    return failure.c_str();
 }
 
 // Runs a kernel on copies of the buffers, and copies them back.
@@ -332,3 +346,5 @@ inline bool __all_sync(unsigned, bool x) { return emulation::vote(x) == 0xffffff
 inline size_t __cvta_generic_to_shared(const void *p) { return size_t(static_cast<const unsigned char *>(p) - dynamic_shared_mem); }
 
 #include "ptx.h"
+
+#pragma GCC pop_options

@@ -55,17 +55,9 @@ impl Emulated {
         let (code, library) = (folder.path().join("kernel.cpp"), folder.path().join("kernel.so"));
         fs::write(&code, translate(source)).map_err(|e| format!("{}: {e}", code.display()))?;
         let mut command = Command::new("g++");
-        // Registers are read as what they are not; `-O1`: straight code of thousands of lines takes long to optimise.
-        command.args([
-            "-std=c++20",
-            "-O1",
-            "-fno-strict-aliasing",
-            "-ffp-contract=off",
-            "-w",
-            "-fno-gnu-unique",
-            "-shared",
-            "-fPIC",
-        ]);
+        // Registers are read as what they are not. `-O0`: straight code of thousands of lines, for which optimisers were seen to take minutes; the
+        // headers ask for optimisation themselves.
+        command.args(["-std=c++20", "-O0", "-fno-strict-aliasing", "-w", "-fno-gnu-unique", "-shared", "-fPIC"]);
         command.arg("-I").arg(folders::root().join("tests/cuda")).arg("-o").arg(&library).arg(&code);
         let output = command.output().map_err(|e| format!("g++ did not start: {e}"))?;
         if !output.status.success() {
@@ -88,7 +80,8 @@ impl Emulated {
     /// Runs all cubes on `buffers`. One launch at a time: the library's state is of its process.
     ///
     /// # Errors
-    /// Units that wait for each other forever, lanes of a plane at different operations, writes behind the shared memory.
+    /// Units that wait for each other forever, lanes of a plane at different operations, reads and writes behind a buffer, writes behind the shared
+    /// memory.
     pub fn launch(&mut self, buffers: &mut [Vec<u8>], launch: &Launch<'_>) -> Result<(), String> {
         let pointers: Vec<*mut c_void> = buffers.iter_mut().map(|b| b.as_mut_ptr().cast()).collect();
         let bytes: Vec<usize> = buffers.iter().map(Vec::len).collect();

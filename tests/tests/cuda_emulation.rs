@@ -22,7 +22,7 @@ struct Shape {
 /// Tiles that are full, one that is not, one query, more keys than queries and fewer, groups.
 const SHAPES: [Shape; 5] = [
     Shape { heads: 1, group: 1, s: 128, t: 128, width: 1.0 },
-    Shape { heads: 3, group: 3, s: 150, t: 150, width: 1.0 },
+    Shape { heads: 3, group: 3, s: 75, t: 75, width: 1.0 },
     Shape { heads: 2, group: 1, s: 1, t: 70, width: 1.0 },
     Shape { heads: 2, group: 2, s: 37, t: 201, width: 8.0 },
     Shape { heads: 2, group: 1, s: 133, t: 61, width: 2.0 },
@@ -307,18 +307,10 @@ impl Attention {
     }
 }
 
-/// Orders of units: as numbered, the other way round, and begun in the middle.
-const SEEDS: [u32; 3] = [0, 1, 75];
+/// Orders of units: as numbered, and the other way round, each turn begun elsewhere.
+const SEEDS: [u32; 2] = [0, 75];
 
 fn check(case: Case) -> Result<(), Failed> {
-    if let Some(folder) = std::env::var_os("DUMP") {
-        let s = case.source()?;
-        std::fs::write(
-            std::path::Path::new(&folder)
-                .join(format!("{:?}_{}_{}_{}.cu", case.walk, case.dtype, case.head, case.causal)),
-            &s.code,
-        )?;
-    }
     let mut emulated = Emulated::compile(&case.source()?)?;
     for shape in SHAPES {
         let attention = Attention::new(case, shape);

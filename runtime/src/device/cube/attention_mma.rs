@@ -9,7 +9,7 @@ use kiln_compiler::ir::DType;
 
 impl Profile {
     /// Whether products of this type and f32 sums run on tensor cores as `attention_mma` asks for them.
-    fn has_mma(&self, dtype: DType) -> bool {
+    pub(super) fn has_mma(&self, dtype: DType) -> bool {
         let storage = self.storage(dtype);
         let shape = MmaConfig {
             a_type: storage,

@@ -330,6 +330,16 @@ fn target() -> TargetProperties {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use kiln_compiler::ir::DType;
+
+    #[test]
+    fn cards_have_tensor_cores_for_halves() {
+        for arch in Arch::ALL {
+            let profile = CudaCompiler::new(arch).profile;
+            let has = [DType::Bf16, DType::F16, DType::F32, DType::I32].map(|dtype| profile.has_mma(dtype));
+            assert_eq!(has, [true, true, false, false], "{arch}");
+        }
+    }
 
     #[test]
     fn declarations_have_one_order() {

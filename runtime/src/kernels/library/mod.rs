@@ -1,8 +1,8 @@
 //! Kernels of library operations: what is not a fused region. Each file holds the kernel and how a launch builds it; the arguments of a
 //! launch are put together in `device/cube/library.rs`.
 
-// CubeCL's integers have no `div_ceil`.
-#![allow(clippy::manual_div_ceil)]
+// CubeCL's integers have neither `div_ceil` nor `is_multiple_of`.
+#![allow(clippy::manual_div_ceil, clippy::manual_is_multiple_of)]
 
 mod attention;
 pub mod attention_mma;

@@ -1,8 +1,8 @@
 //! Second walk of attention's derivative on tensor cores: tiles of keys against tiles of the queries of all heads of their group, for k̄ and v̄.
 
 use super::tile::{
-    LOG2_E, N2, N8, PLANE, SIDE, exp2, fetch, lane_across, lane_down, lefts, multiply_across, multiply_down,
-    multiply_shared, put, store_row, stride, zeros,
+    LOG2_E, N2, N8, PLANE, SIDE, exp2, fetch, lane_across, lane_down, left, lefts, multiply_across, multiply_down, put,
+    store_row, stride, zeros,
 };
 use super::{keeps_keys, keys_part, keys_rows, to_store, walk_queries};
 use crate::device::cube::Spec;
@@ -115,13 +115,18 @@ fn attention_keys_mma(
                     let mut d_scores = zeros(part);
                     let q_at = across + comptime!((q_row + at) * stride(head));
                     let d_at = across + comptime!((d_row + at) * stride(head));
-                    if comptime!(in_registers) {
-                        multiply_across(&key, &tile, q_at, &mut weights, head, part);
-                        multiply_across(&value, &tile, d_at, &mut d_scores, head, part);
-                    } else {
-                        multiply_shared(own_down, &tile, q_at, &mut weights, head, part);
-                        let value_at = own_down + comptime!(planes * SIDE * stride(head));
-                        multiply_shared(value_at, &tile, d_at, &mut d_scores, head, part);
+                    // In turn, so that fewer operations wait for the one before them.
+                    #[unroll]
+                    for x in 0..comptime!(head / SIDE) {
+                        if comptime!(in_registers) {
+                            multiply_across(key.index(x), &tile, q_at + 2 * x, &mut weights, head, part);
+                            multiply_across(value.index(x), &tile, d_at + 2 * x, &mut d_scores, head, part);
+                        } else {
+                            let row = own_down + 2 * x;
+                            multiply_across(&left(&tile, row), &tile, q_at + 2 * x, &mut weights, head, part);
+                            let row = row + comptime!(planes * SIDE * stride(head));
+                            multiply_across(&left(&tile, row), &tile, d_at + 2 * x, &mut d_scores, head, part);
+                        }
                     }
                     #[unroll]
                     for n in 0..comptime!(part / 8) {

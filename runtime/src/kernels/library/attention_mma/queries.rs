@@ -114,15 +114,14 @@ fn attention_queries_mma(
                 if key + begin < most {
                     let mut scores = zeros(PART);
                     let mut along = zeros(PART);
-                    multiply_across(&query, &tile, across + comptime!(begin * stride(head)), &mut scores, head, PART);
-                    multiply_across(
-                        &d,
-                        &tile,
-                        across + comptime!((keys + begin) * stride(head)),
-                        &mut along,
-                        head,
-                        PART,
-                    );
+                    let keys_at = across + comptime!(begin * stride(head));
+                    let values_at = across + comptime!((keys + begin) * stride(head));
+                    // In turn, so that fewer operations wait for the one before them.
+                    #[unroll]
+                    for x in 0..comptime!(head / SIDE) {
+                        multiply_across(query.index(x), &tile, keys_at + 2 * x, &mut scores, head, PART);
+                        multiply_across(d.index(x), &tile, values_at + 2 * x, &mut along, head, PART);
+                    }
                     #[unroll]
                     for r in 0..2usize {
                         #[unroll]

@@ -77,9 +77,9 @@ pub fn put(
     for e in 0..comptime!(share(head, tile_rows, units)) {
         let at = UNIT_POS as usize + e * units;
         let place = (at_row + at / vectors) * comptime!(stride(head)) + at % vectors;
-        if comptime!((e + 1) * units <= tile_rows * vectors) {
-            tile[place] = held[e];
-        } else if at < comptime!(tile_rows * vectors) {
+        // Where the units' last vectors are fewer than units.
+        let is_whole = comptime!((e + 1) * units <= tile_rows * vectors);
+        if is_whole || at < comptime!(tile_rows * vectors) {
             tile[place] = held[e];
         }
     }
@@ -176,42 +176,11 @@ pub fn multiply(left: &Array<Vector<F0, N2>>, right: &Array<Vector<F0, N2>>, sum
     mma.execute_inplace::<N2, N2, N2>(left, right, sums);
 }
 
-/// sums += rows·tileᵀ over the head's dimensions: a column for each of `columns` rows of the tile at `at`, with [`lane_across`].
+/// sums += row·tileᵀ over 16 of the head's dimensions: a column for each of `columns` rows of the tile; `at` is [`lane_across`] and the place of
+/// its upper left corner.
 #[cube]
 pub fn multiply_across(
-    rows: &Sequence<Array<Vector<F0, N2>>>,
-    tile: &SharedMemory<Vector<F0, N8>>,
-    at: usize,
-    sums: &mut Sequence<Array<Vector<f32, N2>>>,
-    #[comptime] head: usize,
-    #[comptime] columns: usize,
-) {
-    #[unroll]
-    for d in 0..comptime!(head / SIDE) {
-        multiply_terms(rows.index(d), tile, at + 2 * d, sums, head, columns);
-    }
-}
-
-/// As [`multiply_across`] for rows that stay in shared memory at `rows`, with [`lane_down`].
-#[cube]
-pub fn multiply_shared(
-    rows: usize,
-    tile: &SharedMemory<Vector<F0, N8>>,
-    at: usize,
-    sums: &mut Sequence<Array<Vector<f32, N2>>>,
-    #[comptime] head: usize,
-    #[comptime] columns: usize,
-) {
-    #[unroll]
-    for d in 0..comptime!(head / SIDE) {
-        multiply_terms(&left(tile, rows + 2 * d), tile, at + 2 * d, sums, head, columns);
-    }
-}
-
-/// 16 dimensions of [`multiply_across`].
-#[cube]
-fn multiply_terms(
-    operand: &Array<Vector<F0, N2>>,
+    row: &Array<Vector<F0, N2>>,
     tile: &SharedMemory<Vector<F0, N8>>,
     at: usize,
     sums: &mut Sequence<Array<Vector<f32, N2>>>,
@@ -223,13 +192,13 @@ fn multiply_terms(
         let pair = right(tile, at + comptime!(n * SIDE * stride(head)), false);
         #[unroll]
         for i in 0..2usize {
-            multiply(operand, pair.index(i), sums.index_mut(comptime!(2 * n + i)));
+            multiply(row, pair.index(i), sums.index_mut(comptime!(2 * n + i)));
         }
     }
 }
 
-/// sums += weights·tile over `terms` rows of the tile at `at`, with [`lane_down`]: a column for each of the head's dimensions. The weights are
-/// rounded to the type of the operands.
+/// sums += weights·tile over `terms` rows of the tile: a column for each of the head's dimensions; `at` is [`lane_down`] and the place of its
+/// upper left corner. The weights are rounded to the type of the operands.
 #[cube]
 pub fn multiply_down(
     weights: &Sequence<Array<Vector<f32, N2>>>,
