@@ -72,7 +72,7 @@ impl Kernel {
     }
 }
 
-/// Layers: vectors in each precision, and one element at a time in f32. Regions of tests: all their sizes and types.
+/// Layers: vectors in each precision, one element at a time in f32, and rows of several vectors for each unit in bf16. Regions of tests: all their sizes and types.
 fn kernels() -> Vec<Kernel> {
     let mut all = Vec::new();
     for case in cases().expect("registered layers compile") {
@@ -82,6 +82,9 @@ fn kernels() -> Vec<Kernel> {
         };
         let case = Box::new(case);
         all.extend(precisions.iter().map(|&compute| Kernel::Emitted(case.clone(), Extents::Wide, compute)));
+        if case.region.has_rows() {
+            all.push(Kernel::Emitted(case.clone(), Extents::Full, precisions[precisions.len().min(2) - 1]));
+        }
         all.push(Kernel::Emitted(case, Extents::Odd, DType::F32));
     }
     for case in regions::cases() {

@@ -162,7 +162,7 @@ fn stmt(kernel: &Kernel, stmt_: &Stmt) -> TokenStream {
                 #[unroll(team.turns > 0)]
                 for #turn in 0..gpu::turns(#end, #step, team) {
                     let #var = #start + #turn * #step;
-                    if #var < #end { #(#body)* }
+                    if gpu::has_vector(#var, #end, team) { #(#body)* }
                 }
             }
         }

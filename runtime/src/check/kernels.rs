@@ -130,12 +130,18 @@ pub enum Extents {
     Odd,
     /// The last axis a multiple of 4 and not of 32: vector kernels.
     Wide,
+    /// A long last axis, of which units of a plane have several vectors, and some fewer than others.
+    Long,
+    /// A long last axis, of which all have the same number.
+    Full,
 }
 
 /// All of them.
-pub const EXTENTS: [Extents; 3] = [Extents::One, Extents::Odd, Extents::Wide];
+pub const EXTENTS: [Extents; 5] = [Extents::One, Extents::Odd, Extents::Wide, Extents::Long, Extents::Full];
 /// Sizes of axes in order; products span several cubes and several tiles.
 const ODD: [usize; 7] = [3, 11, 7, 5, 3, 3, 3];
+/// The same beside a long axis.
+const SHORT: [usize; 4] = [2, 3, 2, 1];
 /// Number of entries of a table that is indexed by ids.
 const ENTRIES: usize = 23;
 
@@ -149,6 +155,9 @@ fn sizes(region: &Region, extents: Extents) -> Sizes {
         (Extents::One, _, rotated) => 1 + usize::from(rotated),
         (Extents::Odd, true, rotated) => 37 + usize::from(rotated),
         (Extents::Wide, true, _) => 36,
+        (Extents::Long, true, _) => 520,
+        (Extents::Full, true, _) => 768,
+        (Extents::Long | Extents::Full, false, rotated) => SHORT[a % SHORT.len()] + usize::from(rotated),
         (_, false, rotated) => ODD[a % ODD.len()] + usize::from(rotated),
     };
     let domain = region.domain.iter().enumerate().map(|(a, &axis)| (axis, size(a)));

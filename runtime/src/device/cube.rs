@@ -85,6 +85,8 @@ pub struct Spec {
     pub plane: Option<u32>,
     /// Vectors of a row that each unit takes at most, if the code is made for their number; 0 if for any.
     pub turns: usize,
+    /// Whether every unit has a vector in every turn.
+    pub is_full: bool,
     /// By bit, the outputs that are added to what is in memory.
     pub accumulate: u32,
     /// Sizes and choices that the code of a library kernel is made for.
@@ -109,7 +111,13 @@ impl std::hash::Hash for Program {
 impl Spec {
     /// How its units share rows.
     pub fn team(&self) -> Team {
-        Team { cube_dim: self.cube_dim, units: self.row_units, plane: self.plane, turns: self.turns }
+        Team {
+            cube_dim: self.cube_dim,
+            units: self.row_units,
+            plane: self.plane,
+            turns: self.turns,
+            is_full: self.is_full,
+        }
     }
 
     /// What slot `i` is rounded to.

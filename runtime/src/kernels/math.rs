@@ -101,17 +101,18 @@ pub fn cosine<N: Size>(a: Vector<f32, N>) -> Vector<f32, N> {
 #[cube]
 fn wave<N: Size>(a: Vector<f32, N>, #[comptime] quadrant: u32) -> Vector<f32, N> {
     let one = Vector::<f32, N>::new(1.0f32);
-    let k = (a * Vector::new(std::f32::consts::FRAC_2_PI) + Vector::new(0.5f32)).floor();
-    let mut r = a - k * Vector::new(1.570_312_5f32);
-    r -= k * Vector::new(4.837_513e-4f32);
-    r -= k * Vector::new(7.549_79e-8f32);
+    let k = fma(a, Vector::new(std::f32::consts::FRAC_2_PI), Vector::new(0.5f32)).floor();
+    let mut r = fma(k, Vector::new(-1.570_312_5f32), a);
+    r = fma(k, Vector::new(-4.837_513e-4f32), r);
+    r = fma(k, Vector::new(-7.549_79e-8f32), r);
     let z = r * r;
-    let mut s = z * Vector::new(-1.951_529_6e-4f32) + Vector::new(8.332_161e-3f32);
-    s = s * z + Vector::new(-1.666_665_5e-1f32);
-    let s = s * z * r + r;
-    let mut c = z * Vector::new(2.443_315_7e-5f32) + Vector::new(-1.388_731_6e-3f32);
-    c = c * z + Vector::new(4.166_664_6e-2f32);
-    let c = c * z * z - z * Vector::new(0.5f32) + one;
+    let mut s = fma(z, Vector::new(-1.951_529_6e-4f32), Vector::new(8.332_161e-3f32));
+    s = fma(s, z, Vector::new(-1.666_665_5e-1f32));
+    let s = fma(s * z, r, r);
+    let mut c = fma(z, Vector::new(2.443_315_7e-5f32), Vector::new(-1.388_731_6e-3f32));
+    c = fma(c, z, Vector::new(4.166_664_6e-2f32));
+    c = fma(c, z, Vector::new(-0.5f32));
+    let c = fma(c, z, one);
     let turn = Vector::<i32, N>::cast_from(k) + Vector::cast_from(comptime!(quadrant as i32).runtime());
     let odd = (turn & Vector::new(1i32)).equal(Vector::new(1i32));
     let negative = (turn & Vector::new(2i32)).equal(Vector::new(2i32));

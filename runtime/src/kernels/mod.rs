@@ -28,4 +28,4 @@ pub use random::uniform;
 pub use reduce::{accumulate, flush, max_lanes, max_team, store, sum_lanes, sum_team, zeros};
 pub use rounding::{Rounding, round};
 pub use segment::segment_sum;
-pub use team::{Team, team_count, team_pos, team_units, turns, unit_of_team};
+pub use team::{Team, has_vector, team_count, team_pos, team_units, turns, unit_of_team};

@@ -209,7 +209,7 @@ impl Walk<'_> {
                 for_expand(scope, range, known, |scope, position| {
                     let far = steps::index_mul::expand(scope, position.clone(), self.get(*step));
                     let at = steps::index_add::expand(scope, self.get(*start), far);
-                    let inside = steps::index_lt::expand(scope, at.clone(), self.get(*end));
+                    let inside = team::has_vector::expand(scope, at.clone(), self.get(*end), self.spec.team());
                     self.locals[*turn] = Some(position.expand);
                     self.locals[*var] = Some(at.expand);
                     if_expand(scope, inside, |scope| self.stmts(scope, body));

@@ -1,7 +1,7 @@
 //! Reductions over the lanes of a vector and the units of a team, by fixed trees; partial sums over rows; stores.
 
 use super::math::maximum;
-use super::team::Team;
+use super::team::{Team, has_vector};
 use cubecl::prelude::*;
 
 /// Sum of the lanes.
@@ -188,7 +188,7 @@ pub fn flush<N: Size>(
     #[unroll]
     for turn in 0..comptime!(team.turns) {
         let at = start + turn * step;
-        if at < end {
+        if has_vector(at, end, team) {
             buffer[(base + at) / width] = aside[turn];
         }
     }

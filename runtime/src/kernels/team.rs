@@ -13,6 +13,8 @@ pub struct Team {
     pub plane: Option<u32>,
     /// Vectors of a row that each unit takes at most, if the code is to be made for their number; 0 if for any.
     pub turns: usize,
+    /// Whether every unit has a vector in every turn.
+    pub is_full: bool,
 }
 
 impl Team {
@@ -48,6 +50,12 @@ pub fn team_count(#[comptime] team: Team) -> usize {
 #[cube]
 pub fn turns(len: usize, step: usize, #[comptime] team: Team) -> usize {
     if comptime!(team.turns > 0) { comptime!(team.turns).runtime() } else { (len + step - 1) / step }
+}
+
+/// Whether a unit has a vector at a position.
+#[cube]
+pub fn has_vector(at: usize, len: usize, #[comptime] team: Team) -> bool {
+    if comptime!(team.is_full) { true.runtime() } else { at < len }
 }
 
 /// Units of a team.

@@ -458,7 +458,7 @@ const HEADS: [usize; 2] = [64, 128];
 pub fn library_kernels() -> Vec<LibraryKernel> {
     const WIDTHS: [usize; 2] = [1, 4];
     let mut all = vec![
-        LibraryKernel::ColumnSum { to: DType::F32, accumulate: true, slices: 8 },
+        LibraryKernel::ColumnSum { to: DType::F32, accumulate: true, slices: 32 },
         LibraryKernel::LossSum,
         LibraryKernel::SortRanks,
         LibraryKernel::SortOffsets,
@@ -494,7 +494,7 @@ fn of_precision(d: DType) -> Vec<LibraryKernel> {
     let widest = if d == F32 { 4 } else { 8 };
     let mut all = vec![
         LibraryKernel::ColumnSum { to: d, accumulate: false, slices: 1 },
-        LibraryKernel::ColumnSum { to: d, accumulate: false, slices: 8 },
+        LibraryKernel::ColumnSum { to: d, accumulate: false, slices: 32 },
         LibraryKernel::Window { types: [d; 2], clear: false },
         LibraryKernel::Window { types: [d; 2], clear: true },
         LibraryKernel::Convert { types: [F32, d], accumulate: false, width: 4 },

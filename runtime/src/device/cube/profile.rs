@@ -53,6 +53,7 @@ impl Profile {
             row_units: self.shape.map_units,
             plane: self.shape.plane,
             turns: 0,
+            is_full: false,
             accumulate: 0,
             constants: [0; 2],
             arithmetic: Arithmetic::AsWritten,

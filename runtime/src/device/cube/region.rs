@@ -133,8 +133,9 @@ impl Profile {
             .map(|bits| 1 << bits)
             .find(|w| program.accepts_width(*w, &extents, region.rows))
             .unwrap_or(1);
-        let Grid { cube_dim, row_units, turns, cubes, owners } = self.grid(region, &extents, width);
-        let spec = Spec { hash, width, cube_dim, row_units, turns, program: walked, ..self.spec(name, &dtypes) };
+        let Grid { cube_dim, row_units, turns, is_full, cubes, owners } = self.grid(region, &extents, width);
+        let spec =
+            Spec { hash, width, cube_dim, row_units, turns, is_full, program: walked, ..self.spec(name, &dtypes) };
         let stored = region.layouts().map(|l| dtypes[l.dtype]).collect();
         let whole = |a: &Axis| Part { offset: 0, whole: sizes.of(*a) };
         let parts = region.domain.iter().map(|a| (binding.part)(*a).unwrap_or_else(|| whole(a))).collect();
@@ -164,7 +165,7 @@ impl Profile {
         if !region.has_rows() {
             let (units, cube_dim) = (vectors(extents.iter().product()), self.shape.map_units);
             let cubes = units.div_ceil(cube_dim as usize).max(1);
-            return Grid { cube_dim, row_units: cube_dim, turns: 0, cubes, owners: cubes };
+            return Grid { cube_dim, row_units: cube_dim, turns: 0, is_full: false, cubes, owners: cubes };
         }
         let rows: usize = extents[..region.rows].iter().product();
         let interior = vectors(extents[region.rows..].iter().product());
@@ -185,12 +186,13 @@ impl Profile {
         let turns =
             Some(interior.div_ceil(row_units as usize)).filter(|&n| self.shape.plane.is_some() && n <= MAX_TURNS);
         let turns = turns.unwrap_or(0);
-        Grid { cube_dim, row_units, turns, cubes, owners: (cubes * per_cube).min(rows.max(1)) }
+        let is_full = turns > 0 && interior == turns * row_units as usize;
+        Grid { cube_dim, row_units, turns, is_full, cubes, owners: (cubes * per_cube).min(rows.max(1)) }
     }
 }
 
 /// Parts of a sum over rows that units of a cube add beside each other.
-const COLUMN_SLICES: usize = 8;
+const COLUMN_SLICES: usize = 32;
 
 /// Vectors of a row that a unit of a plane takes at most; longer rows get a whole cube.
 const PLANE_VECTORS: usize = 8;
@@ -203,6 +205,7 @@ struct Grid {
     cube_dim: u32,
     row_units: u32,
     turns: usize,
+    is_full: bool,
     cubes: usize,
     /// Teams that have rows.
     owners: usize,
