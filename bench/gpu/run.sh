@@ -3,7 +3,7 @@
 #
 #   PYTHON=python3     the interpreter that has PyTorch
 #   DEVICE=cuda        cuda, or wgpu and host for a dry run
-#   MAX_BATCH=8        most sequences of a batch of the 124M model; the largest power of two below it that fits both sides is taken
+#   MAX_BATCH=128      most sequences of a batch of the 124M model in bf16; the largest power of two below it that fits both sides is taken
 #   QUICK=             1 for a dry run at small sizes
 #   PARTS=             parts of `gpu` to run, in order, separated by blanks; all if empty
 #   PEER=1             0 leaves PyTorch out
@@ -11,7 +11,7 @@ set -u
 cd "$(dirname "$0")" || exit 2
 PYTHON=${PYTHON:-python3}
 DEVICE=${DEVICE:-cuda}
-MAX_BATCH=${MAX_BATCH:-8}
+MAX_BATCH=${MAX_BATCH:-128}
 QUICK=${QUICK:-}
 PARTS=${PARTS:-}
 PEER=${PEER:-1}
@@ -53,11 +53,28 @@ if [ -z "$QUICK" ] && [ "$DEVICE" = cuda ]; then
     echo "batch of the 124M model: $batch"
 fi
 
-parts=""
-for part in $PARTS; do parts="$parts --part $part"; done
-# shellcheck disable=SC2086
-./gpu --device "$DEVICE" --out "$OUT/kiln.json" --weights "$OUT/weights" --batch "$batch" $flags $parts
-status=$?
+# Compilers first, and beside the checks, which are not timed: PyTorch's takes as long as all the rest.
+run() {
+    parts=""
+    for part in $2; do parts="$parts --part $part"; done
+    # shellcheck disable=SC2086
+    ./gpu --device "$DEVICE" --out "$OUT/$1" --weights "$OUT/weights" --batch "$batch" $flags $parts
+}
+warm() {
+    until [ -f "$OUT/weights/models.json" ]; do sleep 1; done
+    "$PYTHON" torch_step.py --device "$peer_device" --weights "$OUT/weights" --warm
+}
+rm -rf "$OUT/kiln.json" "$OUT/weights"
+if [ -z "$PARTS" ] && [ "$PEER" = 1 ] && [ "$DEVICE" = cuda ]; then
+    warm >"$OUT/warm.log" 2>&1 &
+    run kiln.json "check train"
+    status=$?
+    wait
+    run kiln.json "kernels step-124m-bf16 step-124m-f32 step-s-bf16 step-s-f32" || status=1
+else
+    run kiln.json "$PARTS"
+    status=$?
+fi
 [ -f "$OUT/kiln.json" ] || exit "$status"
 if [ "$PEER" = 1 ]; then
     # shellcheck disable=SC2086

@@ -90,13 +90,13 @@ class Gpt(torch.nn.Module):
 class Run:
     """A model with its optimizer and its tokens."""
 
-    def __init__(self, recipe, entry, folder, precision, compiled, device):
+    def __init__(self, recipe, entry, folder, precision, compiled, device, weights=None):
         sizes = entry["sizes"]
         self.recipe, self.device, self.precision = recipe, device, precision
         self.shape = (sizes["B"], sizes["S"])
         raw = (folder / entry["tokens"]).read_bytes()
         self.tokens = torch.frombuffer(bytearray(raw), dtype=torch.int32).long()
-        model = Gpt(read_safetensors(folder / entry["weights"]), sizes, device)
+        model = Gpt(weights or read_safetensors(folder / entry["weights"]), sizes, device)
         self.params = list(model.parameters())
         groups = [
             {"params": [p for p in self.params if p.ndim >= 2], "weight_decay": recipe["weight_decay"]},
@@ -128,9 +128,10 @@ class Run:
         return time.perf_counter() - begin, loss.item()
 
 
-def timed_steps(recipe, entry, folder, precision, mode, device):
+def timed_steps(recipe, entry, folder, mode, device):
+    precision = entry["precision"]
     run = Run(recipe, entry, folder, precision, mode == "compile", device)
-    protocol = recipe["protocol"]
+    protocol = entry["protocol"]
     begin = time.perf_counter()
     _, loss = run.block(protocol["warm_up"])
     warm_up = time.perf_counter() - begin
@@ -234,7 +235,7 @@ def random_weights(sizes):
 
 
 def probe(device, most):
-    """Prints the largest power of two up to `most` at which a training step of the 124M model in f32 fits."""
+    """Prints the largest power of two up to `most` at which a training step of the 124M model in bf16 fits."""
     sizes = {"S": 1024, "D": 768, "G": 12, "R": 1, "K": 64, "F": 2048, "V": 50304, "L": 12}
     batch = 1 << int(math.log2(most))
     while batch >= 1:
@@ -243,16 +244,29 @@ def probe(device, most):
             optimizer = torch.optim.AdamW(model.parameters(), fused=True)
             for _ in range(2):
                 ids = torch.zeros(batch, sizes["S"], dtype=torch.long, device=device)
-                model(ids, ids).backward()
+                with torch.autocast(device.type, torch.bfloat16):
+                    loss = model(ids, ids)
+                loss.backward()
                 optimizer.step()
                 optimizer.zero_grad(set_to_none=True)
             wait(device)
             break
         except torch.OutOfMemoryError:
-            model = optimizer = ids = None
+            model = optimizer = ids = loss = None
             fresh(device)
             batch //= 2
     print(batch)
+
+
+def warm(recipe, folder, device):
+    """Two steps of every model under `torch.compile`, from random weights over zeros."""
+    for entry in recipe["models"]:
+        sizes = entry["sizes"]
+        (folder / "warm.i32").write_bytes(bytes(4 * (2 * sizes["B"] * sizes["S"] + 1)))
+        run = Run(recipe, entry | {"tokens": "warm.i32"}, folder, entry["precision"], True, device, random_weights(sizes))
+        run.block(2)
+        run = None
+        fresh(device)
 
 
 def main():
@@ -260,7 +274,8 @@ def main():
     parser.add_argument("--weights", type=Path, help="folder that `gpu` wrote")
     parser.add_argument("--out", type=Path, default=Path("torch.json"), help="file of the numbers")
     parser.add_argument("--device", default="cuda", help="cuda or cpu")
-    parser.add_argument("--batch", type=int, help="sequences of a batch of the 124M model, if it is not that of `models.json`; for --probe the most")
+    parser.add_argument("--batch", type=int, help="for --probe the most sequences of a batch")
+    parser.add_argument("--warm", action="store_true", help="compile every model once, so that a later run finds its code in the cache")
     parser.add_argument("--mode", choices=["eager", "compile"], action="append", help="only this one")
     parser.add_argument("--quick", action="store_true", help="a dry run: small copies and products")
     parser.add_argument("--probe", action="store_true", help="print the largest batch that fits, and nothing else")
@@ -273,11 +288,9 @@ def main():
         return probe(device, args.batch or 64)
     recipe = json.loads((args.weights / "models.json").read_text())
     failures, steps = {}, []
+    if args.warm:
+        return warm(recipe, args.weights, device)
     large = recipe["models"][0]
-    if args.batch is not None and args.batch > large["sizes"]["B"]:
-        parser.error(f"the tokens are for batches of at most {large['sizes']['B']}")
-    if args.batch is not None:
-        large["sizes"]["B"] = args.batch
     print(f"PyTorch {torch.__version__} on {device}", flush=True)
     result = {
         "torch": torch.__version__,
@@ -292,13 +305,12 @@ def main():
         "failures": failures,
     }
     for entry in recipe["models"]:
-        for precision in ["bf16", "f32"]:
-            for mode in args.mode or ["eager", "compile"]:
-                fresh(device)
-                name = f"step-{entry['name']}-{precision}-{mode}"
-                row = attempt(failures, name, lambda: timed_steps(recipe, entry, args.weights, precision, mode, device))
-                steps.extend([row] if row else [])
-                args.out.write_text(json.dumps(result, indent=1))
+        for mode in args.mode or ["eager", "compile"]:
+            fresh(device)
+            name = f"step-{entry['name']}-{entry['precision']}-{mode}"
+            row = attempt(failures, name, lambda: timed_steps(recipe, entry, args.weights, mode, device))
+            steps.extend([row] if row else [])
+            args.out.write_text(json.dumps(result, indent=1))
     args.out.write_text(json.dumps(result, indent=1))
 
 

@@ -2,7 +2,6 @@
 
 use super::Result;
 use super::models::Model;
-use kiln::DType;
 use kiln::device::Target;
 use kiln::exec::{Mode, Run};
 use kiln::plan::{Plan, Step, Work};
@@ -65,10 +64,11 @@ const TERA: f64 = 1e12;
 ///
 /// # Errors
 /// If the session cannot be built, or the device fails.
-pub fn run(model: &Model, precision: DType, target: &Target, is_quick: bool) -> Result<Timed> {
+pub fn run(model: &Model, target: &Target, is_quick: bool) -> Result<Timed> {
+    let precision = model.precision;
     let repeats = if is_quick { QUICK_REPEATS } else { REPEATS };
     let copy = copy(target, is_quick)?;
-    let mut trainer = model.trainer(precision, target.clone()).build()?;
+    let mut trainer = model.trainer(target.clone()).build()?;
     // Values of a real step lie in all buffers.
     trainer.step(&model.batch(&model.tokens(1), 0))?;
     let first = Run { step: 0, micro: 0, part: 0, loss_scale: 1.0 };

@@ -12,13 +12,17 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 
-/// A model with the batch that it is trained on.
+/// A model with the batch that it is trained on, and for how long.
 #[derive(Clone, Debug)]
 pub struct Model {
     /// `xs`, `s` or `124m`.
     pub name: &'static str,
+    /// What its layers compute in.
+    pub precision: DType,
     /// Sizes of its axes.
     pub sizes: Sizes,
+    /// How it is timed.
+    pub protocol: Protocol,
 }
 
 /// How a model is timed: steps that are not, then blocks of steps with one report at the end of each.
@@ -34,7 +38,11 @@ pub struct Protocol {
 
 /// 20 steps end what compilers and memory pools do at the start; 50 steps in all.
 const FULL: Protocol = Protocol { warm_up: 20, blocks: 3, steps_per_block: 10 };
+/// For steps of half a second.
+const SHORT: Protocol = Protocol { warm_up: 5, blocks: 3, steps_per_block: 3 };
 const QUICK: Protocol = Protocol { warm_up: 1, blocks: 2, steps_per_block: 1 };
+/// Most sequences of a batch in f32, for the same reason.
+const MAX_F32_BATCH: usize = 8;
 
 /// What the benchmarks of the project use.
 const LR: f64 = 3e-4;
@@ -45,11 +53,6 @@ const CLIP: f64 = 1.0;
 const SEED: u64 = 5;
 
 impl Protocol {
-    /// Of a whole run, or of a dry one.
-    pub fn of(is_quick: bool) -> Protocol {
-        if is_quick { QUICK } else { FULL }
-    }
-
     /// All steps.
     pub fn steps(self) -> usize {
         self.warm_up + self.blocks * self.steps_per_block
@@ -59,19 +62,23 @@ impl Protocol {
 /// 918,656 parameters less the head, which is tied: what the device trains beside the host.
 pub fn xs(is_quick: bool) -> Model {
     let full = sizes! { B = 16, S = 128, D = 128, G = 4, R = 1, K = 32, F = 384, V = 256, L = 4 };
-    Model { name: "xs", sizes: if is_quick { dry() } else { full } }
+    Model::new("xs", DType::F32, full, FULL, is_quick)
 }
 
 /// S of the benchmarks, its head tied.
-pub fn s(is_quick: bool) -> Model {
+pub fn s(precision: DType, is_quick: bool) -> Model {
     let full = sizes! { B = 8, S = 256, D = 256, G = 4, R = 1, K = 64, F = 704, V = 4096, L = 6 };
-    Model { name: "s", sizes: if is_quick { dry() } else { full } }
+    Model::new("s", precision, full, FULL, is_quick)
 }
 
-/// GPT-2's smallest sizes with SwiGLU: 124 million parameters.
-pub fn gpt_124m(batch: usize, is_quick: bool) -> Model {
+/// GPT-2's smallest sizes with SwiGLU: 124 million parameters. In f32 the batch is small and steps are few.
+pub fn gpt_124m(batch: usize, precision: DType, is_quick: bool) -> Model {
+    let (batch, protocol) = match precision {
+        DType::F32 => (batch.min(MAX_F32_BATCH), SHORT),
+        _ => (batch, FULL),
+    };
     let full = sizes! { B = batch, S = 1024, D = 768, G = 12, R = 1, K = 64, F = 2048, V = 50304, L = 12 };
-    Model { name: "124m", sizes: if is_quick { dry() } else { full } }
+    Model::new("124m", precision, full, protocol, is_quick)
 }
 
 /// Seconds on a software driver; two heads a group, which the others have not.
@@ -80,12 +87,19 @@ fn dry() -> Sizes {
 }
 
 impl Model {
+    fn new(name: &'static str, precision: DType, sizes: Sizes, protocol: Protocol, is_quick: bool) -> Model {
+        match is_quick {
+            true => Model { name, precision, sizes: dry(), protocol: QUICK },
+            false => Model { name, precision, sizes, protocol },
+        }
+    }
+
     /// A session as the suite trains it.
-    pub fn trainer(&self, precision: DType, target: Target) -> TrainerBuilder<Gpt> {
+    pub fn trainer(&self, target: Target) -> TrainerBuilder<Gpt> {
         let rule = AdamW { betas: BETAS, eps: EPS, weight_decay: WEIGHT_DECAY };
         Trainer::<Gpt>::new(self.sizes.clone())
             .seed(SEED)
-            .precision(precision)
+            .precision(self.precision)
             .optimizer(Optimizer::AdamW(rule))
             .schedule(Schedule::constant(LR))
             .clip(CLIP)
@@ -128,12 +142,12 @@ impl Model {
 
     /// File of the weights that training starts from.
     pub fn weights_file(&self) -> String {
-        format!("{}.safetensors", self.name)
+        format!("{}-{}.safetensors", self.name, self.precision)
     }
 
     /// File of the tokens: 32-bit integers, the least byte first.
     pub fn tokens_file(&self) -> String {
-        format!("{}.tokens.i32", self.name)
+        format!("{}-{}.tokens.i32", self.name, self.precision)
     }
 
     /// Writes where training starts and what it reads.
@@ -152,7 +166,6 @@ impl Model {
 /// Everything that PyTorch must know to do the same.
 #[derive(Serialize)]
 struct Recipe {
-    protocol: Protocol,
     lr: f64,
     betas: (f64, f64),
     eps: f64,
@@ -164,9 +177,17 @@ struct Recipe {
 #[derive(Serialize)]
 struct Entry {
     name: &'static str,
+    precision: String,
+    protocol: Protocol,
     sizes: BTreeMap<String, usize>,
     weights: String,
     tokens: String,
+}
+
+/// The models whose steps are timed beside PyTorch's.
+pub fn timed(batch: usize, is_quick: bool) -> [Model; 4] {
+    let [bf16, f32] = [DType::Bf16, DType::F32];
+    [gpt_124m(batch, bf16, is_quick), gpt_124m(batch, f32, is_quick), s(bf16, is_quick), s(f32, is_quick)]
 }
 
 /// Writes `models.json`.
@@ -176,13 +197,14 @@ struct Entry {
 pub fn write_recipe(folder: &Path, batch: usize, is_quick: bool) -> Result<()> {
     let entry = |m: Model| Entry {
         name: m.name,
+        precision: m.precision.to_string(),
+        protocol: m.protocol,
         sizes: m.sizes.iter().map(|(axis, n)| (axis.to_string(), n)).collect(),
         weights: m.weights_file(),
         tokens: m.tokens_file(),
     };
-    let models = [gpt_124m(batch, is_quick), s(is_quick)].map(entry).into();
-    let (protocol, lr, betas, eps) = (Protocol::of(is_quick), LR, BETAS, EPS);
-    let recipe = Recipe { protocol, lr, betas, eps, weight_decay: WEIGHT_DECAY, clip: CLIP, models };
+    let models = timed(batch, is_quick).map(entry).into();
+    let recipe = Recipe { lr: LR, betas: BETAS, eps: EPS, weight_decay: WEIGHT_DECAY, clip: CLIP, models };
     fs::create_dir_all(folder)?;
     Ok(fs::write(folder.join("models.json"), serde_json::to_string_pretty(&recipe)?)?)
 }

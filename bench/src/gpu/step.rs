@@ -1,8 +1,7 @@
 //! Tokens per second of whole training steps, and the losses on the way.
 
 use super::Result;
-use super::models::{Model, Protocol};
-use kiln::DType;
+use super::models::Model;
 use kiln::device::Target;
 use serde::Serialize;
 use std::path::Path;
@@ -37,8 +36,9 @@ pub struct Timed {
 ///
 /// # Errors
 /// If the session cannot be built, a step fails, or a file cannot be written.
-pub fn run(model: &Model, precision: DType, target: &Target, protocol: Protocol, folder: &Path) -> Result<Timed> {
-    let mut trainer = model.trainer(precision, target.clone()).build()?;
+pub fn run(model: &Model, target: &Target, folder: &Path) -> Result<Timed> {
+    let (precision, protocol) = (model.precision, model.protocol);
+    let mut trainer = model.trainer(target.clone()).build()?;
     let tokens = model.tokens(protocol.steps());
     model.write(&trainer, &tokens, folder)?;
     let begin = Instant::now();
@@ -91,9 +91,9 @@ pub fn run(model: &Model, precision: DType, target: &Target, protocol: Protocol,
 ///
 /// # Errors
 /// If the session does not fit, or a step fails.
-pub fn probe(model: &Model, precision: DType, target: &Target) -> Result<()> {
+pub fn probe(model: &Model, target: &Target) -> Result<()> {
     const STEPS: usize = 2;
-    let mut trainer = model.trainer(precision, target.clone()).build()?;
+    let mut trainer = model.trainer(target.clone()).build()?;
     let tokens = model.tokens(STEPS);
     for step in 0..STEPS {
         trainer.submit(&model.batch(&tokens, step))?;

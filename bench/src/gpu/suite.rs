@@ -1,13 +1,13 @@
 //! The parts of the suite and the file of their numbers. A part that dies is a line in the file, and the others go on.
 
 use super::check::{Checked, Share};
-use super::models::{self, Protocol};
+use super::models;
 use super::{Result, check, kernels, step, train};
 use clap::{Parser, ValueEnum};
 use kiln::DType;
 use kiln::device::Target;
 use kiln::device::cube::CACHE_VARIABLE;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use std::collections::BTreeMap;
 use std::fs;
@@ -22,13 +22,13 @@ pub struct Options {
     /// `cuda`, `wgpu` or `host`
     #[arg(long, default_value = "cuda")]
     pub device: String,
-    /// File of the numbers
+    /// File of the numbers; parts that it has from before stay, unless they run again
     #[arg(long, default_value = "kiln.json")]
     pub out: PathBuf,
     /// Folder of the weights and tokens that PyTorch reads [default: `weights` beside the file]
     #[arg(long)]
     pub weights: Option<PathBuf>,
-    /// Sequences of a batch of the 124M model
+    /// Sequences of a batch of the 124M model in bf16; in f32 at most 8
     #[arg(long, default_value_t = 8)]
     pub batch: usize,
     /// Small sizes and few steps: a dry run
@@ -98,8 +98,8 @@ struct Suite {
 /// If the device cannot be opened, or the file cannot be written.
 pub fn run(options: &Options) -> Result<bool> {
     if options.probe {
-        // f32 needs the most.
-        step::probe(&models::gpt_124m(options.batch, options.quick), DType::F32, &Target::named(&options.device)?)?;
+        let model = models::gpt_124m(options.batch, DType::Bf16, options.quick);
+        step::probe(&model, &Target::named(&options.device)?)?;
         return Ok(true);
     }
     if let Some(part) = options.alone {
@@ -110,6 +110,7 @@ pub fn run(options: &Options) -> Result<bool> {
     // It keeps a context on a card and no memory besides; what is missing is said before any part starts.
     let identity = Target::named(&options.device)?.identity().to_owned();
     println!("{} {}: {identity}", options.device, env!("CARGO_PKG_VERSION"));
+    let earlier = earlier(&options.out);
     let mut suite = Suite {
         kiln: env!("CARGO_PKG_VERSION"),
         commit: option_env!("KILN_COMMIT").unwrap_or("unknown"),
@@ -118,14 +119,16 @@ pub fn run(options: &Options) -> Result<bool> {
         identity,
         quick: options.quick,
         batch: options.batch,
-        parts: BTreeMap::new(),
-        failures: BTreeMap::new(),
+        parts: earlier.parts,
+        failures: earlier.failures,
     };
     models::write_recipe(&options.weights(), options.batch, options.quick)?;
     let all = Part::value_variants();
     for &part in all.iter().filter(|p| options.parts.is_empty() || options.parts.contains(p)) {
         let begin = Instant::now();
         println!("\n== {}", part.name());
+        suite.parts.remove(&part.name());
+        suite.failures.remove(&part.name());
         match options.in_processes(part) {
             Ok(value) => {
                 if let Some(failed) = value["failures"].as_array().filter(|f| !f.is_empty()) {
@@ -145,6 +148,18 @@ pub fn run(options: &Options) -> Result<bool> {
     Ok(suite.failures.is_empty())
 }
 
+/// Parts that an earlier run has left in the file.
+#[derive(Default, Deserialize)]
+struct Earlier {
+    parts: BTreeMap<String, Value>,
+    failures: BTreeMap<String, String>,
+}
+
+fn earlier(out: &Path) -> Earlier {
+    let text = fs::read_to_string(out).unwrap_or_default();
+    serde_json::from_str(&text).unwrap_or_default()
+}
+
 impl Part {
     /// As on the command line.
     pub fn name(self) -> String {
@@ -161,16 +176,16 @@ impl Options {
     /// Does one part.
     fn numbers(&self, part: Part, target: &Target) -> Result<Value> {
         let quick = self.quick;
-        let (large, s) = (models::gpt_124m(self.batch, quick), models::s(quick));
-        let timed = |model, precision| step::run(model, precision, target, Protocol::of(quick), &self.weights());
+        let [large, large_f32, s, s_f32] = models::timed(self.batch, quick);
+        let timed = |model| step::run(model, target, &self.weights());
         Ok(match part {
             Part::Check => serde_json::to_value(check::run(target, quick, self.share)?)?,
             Part::Train => serde_json::to_value(train::run(target, quick)?)?,
-            Part::Kernels => serde_json::to_value(kernels::run(&large, DType::Bf16, target, quick)?)?,
-            Part::Step124mBf16 => serde_json::to_value(timed(&large, DType::Bf16)?)?,
-            Part::Step124mF32 => serde_json::to_value(timed(&large, DType::F32)?)?,
-            Part::StepSBf16 => serde_json::to_value(timed(&s, DType::Bf16)?)?,
-            Part::StepSF32 => serde_json::to_value(timed(&s, DType::F32)?)?,
+            Part::Kernels => serde_json::to_value(kernels::run(&large, target, quick)?)?,
+            Part::Step124mBf16 => serde_json::to_value(timed(&large)?)?,
+            Part::Step124mF32 => serde_json::to_value(timed(&large_f32)?)?,
+            Part::StepSBf16 => serde_json::to_value(timed(&s)?)?,
+            Part::StepSF32 => serde_json::to_value(timed(&s_f32)?)?,
         })
     }
 

@@ -1,7 +1,6 @@
 //! The example's XS model on a device and on the host, from the same seed over the same tokens.
 
 use super::{Result, models};
-use kiln::DType;
 use kiln::device::Target;
 use serde::Serialize;
 
@@ -34,8 +33,8 @@ const SHOWN: usize = 20;
 pub fn run(target: &Target, is_quick: bool) -> Result<Trained> {
     let (model, steps) = (models::xs(is_quick), if is_quick { QUICK_STEPS } else { STEPS });
     let tokens = model.tokens(steps);
-    let mut device = model.trainer(DType::F32, target.clone()).build()?;
-    let mut host = model.trainer(DType::F32, Target::Host).build()?;
+    let mut device = model.trainer(target.clone()).build()?;
+    let mut host = model.trainer(Target::Host).build()?;
     let mut all = Trained::default();
     for step in 0..steps {
         let batch = model.batch(&tokens, step);
