@@ -62,7 +62,10 @@ run() {
 }
 warm() {
     until [ -f "$OUT/weights/models.json" ]; do sleep 1; done
-    "$PYTHON" torch_step.py --device "$peer_device" --weights "$OUT/weights" --warm
+    # The largest beside the smallest: both must fit with the checks.
+    "$PYTHON" torch_step.py --device "$peer_device" --weights "$OUT/weights" --warm 0 &
+    "$PYTHON" torch_step.py --device "$peer_device" --weights "$OUT/weights" --warm 2 3 1
+    wait
 }
 rm -rf "$OUT/kiln.json" "$OUT/weights"
 if [ -z "$PARTS" ] && [ "$PEER" = 1 ] && [ "$DEVICE" = cuda ]; then

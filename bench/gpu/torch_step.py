@@ -187,20 +187,23 @@ def copy(device, quick):
     return {"bytes": 4 * elements, "seconds": seconds, "gb_per_second": rate}
 
 
-def products(sizes, device, quick):
-    """The model's products as matrices: [rows, inner] · [inner, columns]."""
+def products(models, device, quick):
+    """Products of the first two models as matrices: [rows, inner] · [inner, columns]."""
+    return [row for entry in models[:2] for row in products_of(entry["sizes"], entry["precision"], device, quick)]
+
+
+def products_of(sizes, precision, device, quick):
     rows = sizes["B"] * sizes["S"]
     D, H, hidden, V = sizes["D"], sizes["G"] * sizes["R"] * sizes["K"], sizes["F"], sizes["V"]
     shapes = {"q, k, v": (rows, D, H), "o": (rows, H, D), "gate, up": (rows, D, hidden), "down": (rows, hidden, D), "head": (rows, D, V)}
-    out = []
-    for precision, dtype in [("bf16", torch.bfloat16), ("f32", torch.float32)]:
-        for name, (m, k, n) in shapes.items():
-            a = torch.randn(m, k, device=device, dtype=dtype)
-            b = torch.randn(k, n, device=device, dtype=dtype)
-            seconds = sampled(device, lambda: a @ b, 2 if quick else 20)
-            rate = 2.0 * m * k * n / sorted(seconds)[len(seconds) // 2] / 1e12
-            print(f"product {name} {m}x{k}x{n} in {precision}: {rate:.2f} TFLOP/s", flush=True)
-            out.append({"name": name, "shape": [m, k, n], "precision": precision, "seconds": seconds, "tflops": rate})
+    out, dtype = [], {"bf16": torch.bfloat16, "f32": torch.float32}[precision]
+    for name, (m, k, n) in shapes.items():
+        a = torch.randn(m, k, device=device, dtype=dtype)
+        b = torch.randn(k, n, device=device, dtype=dtype)
+        seconds = sampled(device, lambda: a @ b, 2 if quick else 20)
+        rate = 2.0 * m * k * n / sorted(seconds)[len(seconds) // 2] / 1e12
+        print(f"product {name} {m}x{k}x{n} in {precision}: {rate:.2f} TFLOP/s", flush=True)
+        out.append({"name": name, "shape": [m, k, n], "precision": precision, "seconds": seconds, "tflops": rate})
     return out
 
 
@@ -258,12 +261,13 @@ def probe(device, most):
     print(batch)
 
 
-def warm(recipe, folder, device):
-    """Two steps of every model under `torch.compile`, from random weights over zeros."""
-    for entry in recipe["models"]:
-        sizes = entry["sizes"]
-        (folder / "warm.i32").write_bytes(bytes(4 * (2 * sizes["B"] * sizes["S"] + 1)))
-        run = Run(recipe, entry | {"tokens": "warm.i32"}, folder, entry["precision"], True, device, random_weights(sizes))
+def warm(recipe, which, folder, device):
+    """Two steps of some models under `torch.compile`, from random weights over zeros."""
+    for i in which:
+        entry = recipe["models"][i]
+        sizes, tokens = entry["sizes"], f"warm-{i}.i32"
+        (folder / tokens).write_bytes(bytes(4 * (2 * sizes["B"] * sizes["S"] + 1)))
+        run = Run(recipe, entry | {"tokens": tokens}, folder, entry["precision"], True, device, random_weights(sizes))
         run.block(2)
         run = None
         fresh(device)
@@ -275,7 +279,7 @@ def main():
     parser.add_argument("--out", type=Path, default=Path("torch.json"), help="file of the numbers")
     parser.add_argument("--device", default="cuda", help="cuda or cpu")
     parser.add_argument("--batch", type=int, help="for --probe the most sequences of a batch")
-    parser.add_argument("--warm", action="store_true", help="compile every model once, so that a later run finds its code in the cache")
+    parser.add_argument("--warm", type=int, nargs="+", help="compile these models once, so that a later run finds their code in the cache")
     parser.add_argument("--mode", choices=["eager", "compile"], action="append", help="only this one")
     parser.add_argument("--quick", action="store_true", help="a dry run: small copies and products")
     parser.add_argument("--probe", action="store_true", help="print the largest batch that fits, and nothing else")
@@ -289,8 +293,7 @@ def main():
     recipe = json.loads((args.weights / "models.json").read_text())
     failures, steps = {}, []
     if args.warm:
-        return warm(recipe, args.weights, device)
-    large = recipe["models"][0]
+        return warm(recipe, args.warm, args.weights, device)
     print(f"PyTorch {torch.__version__} on {device}", flush=True)
     result = {
         "torch": torch.__version__,
@@ -300,7 +303,7 @@ def main():
         "quick": args.quick,
         "float32_matmul_precision": torch.get_float32_matmul_precision(),
         "copy": attempt(failures, "copy", lambda: copy(device, args.quick)),
-        "products": attempt(failures, "products", lambda: products(large["sizes"], device, args.quick)),
+        "products": attempt(failures, "products", lambda: products(recipe["models"], device, args.quick)),
         "steps": steps,
         "failures": failures,
     }

@@ -13,6 +13,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus};
+use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 /// Checks and times Kiln on one device.
@@ -40,6 +41,9 @@ pub struct Options {
     /// Seconds after which a part is ended
     #[arg(long, default_value_t = 900)]
     pub limit: u64,
+    /// Launch every kernel by itself, where the device could replay all of a run at once
+    #[arg(long)]
+    pub launch_each: bool,
     /// Only say, by the exit status, whether two steps of the 124M model fit
     #[arg(long)]
     pub probe: bool,
@@ -103,7 +107,7 @@ pub fn run(options: &Options) -> Result<bool> {
         return Ok(true);
     }
     if let Some(part) = options.alone {
-        let value = options.numbers(part, &Target::named(&options.device)?)?;
+        let value = options.numbers(part, &options.target()?)?;
         fs::write(&options.out, serde_json::to_string(&value)?)?;
         return Ok(true);
     }
@@ -173,6 +177,17 @@ impl Options {
         self.weights.clone().unwrap_or_else(beside)
     }
 
+    fn target(&self) -> Result<Target> {
+        let target = Target::named(&self.device)?;
+        match target {
+            Target::Gpu(device) if self.launch_each => {
+                let alone = Arc::into_inner(device).ok_or("another session holds the device")?;
+                Ok(Target::Gpu(Arc::new(alone.without_recording())))
+            }
+            target => Ok(target),
+        }
+    }
+
     /// Does one part.
     fn numbers(&self, part: Part, target: &Target) -> Result<Value> {
         let quick = self.quick;
@@ -222,6 +237,9 @@ impl Options {
         command.args(["--share", &share.to_string()]);
         if self.quick {
             command.arg("--quick");
+        }
+        if self.launch_each {
+            command.arg("--launch-each");
         }
         if share.of > 1 {
             // Processes do not append to one file.

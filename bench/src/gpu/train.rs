@@ -33,8 +33,9 @@ const SHOWN: usize = 20;
 pub fn run(target: &Target, is_quick: bool) -> Result<Trained> {
     let (model, steps) = (models::xs(is_quick), if is_quick { QUICK_STEPS } else { STEPS });
     let tokens = model.tokens(steps);
-    let mut device = model.trainer(target.clone()).build()?;
-    let mut host = model.trainer(Target::Host).build()?;
+    // Two micro-batches a step: a run that begins gradients, and one that adds to them.
+    let session = |target: Target| model.trainer(target).accumulate(2).build();
+    let (mut device, mut host) = (session(target.clone())?, session(Target::Host)?);
     let mut all = Trained::default();
     for step in 0..steps {
         let batch = model.batch(&tokens, step);

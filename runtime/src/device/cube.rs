@@ -42,7 +42,7 @@ pub use profile::Profile;
 pub use region::{Binding, Part, Prepared, RegionArgs, StreamState};
 pub use schedule::Schedule;
 pub use scratch::Scratch;
-pub use server::{CubeclServer, Launched, Product, Server};
+pub use server::{CubeclServer, Launched, Product, Recording, Server, Work};
 
 use self::server::DynKernel;
 use super::Copied;
@@ -69,7 +69,7 @@ pub type DefineFn = fn(&mut KernelBuilder, &Spec);
 pub struct Spec {
     /// Entry point; never empty.
     pub name: String,
-    /// Content of the body: the structural hash of its region.
+    /// Content of the body: the structural hash of its region; 0 in the library.
     pub hash: u64,
     /// What the placeholders F0.. stand for.
     pub types: [StorageType; MAX_DTYPES],
@@ -109,6 +109,11 @@ impl std::hash::Hash for Program {
 }
 
 impl Spec {
+    /// Whether it is of a region, rather than of the library.
+    pub fn is_region(&self) -> bool {
+        self.hash != 0
+    }
+
     /// How its units share rows.
     pub fn team(&self) -> Team {
         Team {
@@ -174,6 +179,8 @@ pub struct CubeDevice {
     profile: Arc<Profile>,
     /// Bytes that it can hold, where that is known.
     capacity: Option<usize>,
+    /// Whether runs are recorded and replayed, where the server can.
+    records: bool,
     /// Largest piece that sessions take, if it is less than the device's.
     chunk: Option<usize>,
     failure: Mutex<Option<String>>,
@@ -241,6 +248,7 @@ impl CubeDevice {
             server,
             profile: Arc::new(profile),
             capacity,
+            records: true,
             chunk: None,
             failure: Mutex::new(None),
             h2d,
@@ -290,6 +298,20 @@ impl CubeDevice {
     pub fn with_capacity(mut self, bytes: usize) -> Self {
         self.capacity = Some(bytes);
         self
+    }
+
+    /// The same device, which launches every kernel of every run one by one.
+    pub fn without_recording(mut self) -> Self {
+        self.records = false;
+        self
+    }
+
+    /// Keeps launches to be replayed; none where the device cannot.
+    fn record(&self, work: Work<'_>) -> Result<Option<Box<dyn Recording>>, CubeError> {
+        match self.records {
+            true => self.server.record(work).map_err(|e| self.noted(e)),
+            false => Ok(None),
+        }
     }
 
     /// Declares that the device has failed, as it does itself when its driver reports a failure: nothing runs on it any more.

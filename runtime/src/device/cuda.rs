@@ -3,10 +3,11 @@
 //! executables start without them.
 //!
 //! Reading order: [`open`] → `card` (what the driver says of a card) → `server` (memory, copies, launches) → `compiler` (NVRTC) →
-//! `products` (cuBLASLt).
+//! `products` (cuBLASLt) → `graph` (launches that are replayed).
 
 mod card;
 mod compiler;
+mod graph;
 mod products;
 mod server;
 mod staging;

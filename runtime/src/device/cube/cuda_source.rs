@@ -109,6 +109,14 @@ pub struct CudaSource {
 }
 
 impl CudaSource {
+    /// Makes the first integer arguments constants of the code; launches still pass them.
+    #[cfg(feature = "cuda")]
+    pub(in crate::device) fn bind_sizes(&mut self, sizes: &[usize]) {
+        for (i, size) in sizes.iter().enumerate() {
+            self.code = self.code.replace(&format!("info.scalars_uint32[{i}]"), &format!("uint32({size})"));
+        }
+    }
+
     /// Options of NVRTC beside the folders of its headers.
     pub fn options(&self) -> Vec<String> {
         let mut options = vec![format!("--gpu-architecture={}", self.arch)];

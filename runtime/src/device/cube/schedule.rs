@@ -5,7 +5,7 @@ use super::library::{Attention, Dot, DotTables, Loss, LossBackward, Sort, Window
 use super::region::{Binding, Part, Prepared, RegionArgs, StreamState};
 use super::scratch::Scratch;
 use super::training::{Range, Streams};
-use super::{Buffer, CubeDevice, CubeError};
+use super::{Buffer, CubeDevice, CubeError, Recording, Work as Launching};
 use crate::device::{Copied, Device, DeviceError, Queue, Report, StepEnd, Update};
 use crate::exec::comm::Member;
 use crate::exec::inspect::Inspection;
@@ -16,6 +16,7 @@ use crate::plan::{self, Plan, Step, Work, Write};
 use crate::user_op;
 use kiln_compiler::ir::{Attrs, Axis, DType, Sizes, Type};
 use kiln_compiler::ops;
+use std::cell::Cell;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -88,6 +89,22 @@ struct Program {
     /// Where backward starts.
     loss_scale: Buffer,
     outputs: Vec<Buffer>,
+    /// Of a first micro-batch, and of later ones, whose gradients are added.
+    recordings: [Recorded; 2],
+}
+
+/// What is known of launches that are always the same.
+#[derive(Default)]
+enum Recorded {
+    /// Nothing has run yet: kernels may have to be compiled.
+    #[default]
+    Fresh,
+    /// They have run once.
+    Ran,
+    /// They are replayed.
+    Kept(Box<dyn Recording>),
+    /// The device cannot keep them.
+    Never,
 }
 
 /// The plans of one session on a device.
@@ -100,6 +117,7 @@ pub struct Schedule {
     ranges: Vec<Range>,
     /// Master and shadow of each parameter that has one.
     shadows: Vec<(Buffer, Buffer)>,
+    casts: Recorded,
     squares: Buffer,
     report: Buffer,
 }
@@ -148,7 +166,18 @@ impl Schedule {
         let shadows = layout.shadows.iter().map(shadow).collect();
         let squares = device.empty(DType::F32, device.squares_len(&ranges).max(SQUARES_STRIDE)).map_err(failure)?;
         let report = device.report().map_err(failure)?;
-        let mut schedule = Schedule { device, placed, arena, train, evaluate, ranges, shadows, squares, report };
+        let mut schedule = Schedule {
+            device,
+            placed,
+            arena,
+            train,
+            evaluate,
+            ranges,
+            shadows,
+            casts: Recorded::Fresh,
+            squares,
+            report,
+        };
         schedule.clear()?;
         Ok(schedule)
     }
@@ -168,6 +197,14 @@ impl Schedule {
             (Mode::Train, Some(p)) => p,
             (Mode::Train, None) => panic!("an inference device has no training plan"),
             (Mode::Evaluate, _) => &self.evaluate,
+        }
+    }
+
+    fn program_mut(&mut self, mode: Mode) -> &mut Program {
+        match (mode, &mut self.train) {
+            (Mode::Train, Some(p)) => p,
+            (Mode::Train, None) => panic!("an inference device has no training plan"),
+            (Mode::Evaluate, _) => &mut self.evaluate,
         }
     }
 
@@ -241,13 +278,39 @@ impl Schedule {
         Scratch::within(self.arena.at(layout.workspace, layout.workspace_bytes))
     }
 
-    fn optimize(&self, update: &Update) -> Result<(), CubeError> {
+    /// Runs launches that are always the same: one by one the first time, from then on as they were kept, if the device can.
+    fn replayed(&self, recorded: Recorded, launches: Launching<'_>) -> (Recorded, Result<(), CubeError>) {
+        let replay = |recording: Box<dyn Recording>| {
+            let outcome = self.device.launched(recording.replay());
+            (Recorded::Kept(recording), outcome)
+        };
+        match recorded {
+            Recorded::Kept(recording) => replay(recording),
+            Recorded::Never => (Recorded::Never, launches()),
+            Recorded::Fresh => match launches() {
+                Ok(()) => (Recorded::Ran, Ok(())),
+                failed => (Recorded::Fresh, failed),
+            },
+            Recorded::Ran => match self.device.record(launches) {
+                Ok(Some(recording)) => replay(recording),
+                Ok(None) => (Recorded::Never, launches()),
+                Err(e) => (Recorded::Fresh, Err(e)),
+            },
+        }
+    }
+
+    fn optimize(&mut self, update: &Update) -> Result<(), CubeError> {
         self.ranges.iter().try_for_each(|r| self.device.optimize(r, &self.report, update))?;
         self.cast_shadows()
     }
 
-    fn cast_shadows(&self) -> Result<(), CubeError> {
-        self.shadows.iter().try_for_each(|(master, shadow)| self.device.convert(master, shadow, false))
+    fn cast_shadows(&mut self) -> Result<(), CubeError> {
+        let casts = std::mem::take(&mut self.casts);
+        let mut all =
+            || self.shadows.iter().try_for_each(|(master, shadow)| self.device.convert(master, shadow, false));
+        let (casts, outcome) = self.replayed(casts, &mut all);
+        self.casts = casts;
+        outcome
     }
 
     /// Launches of a plan with their steps, in order.
@@ -295,10 +358,20 @@ impl Device for Schedule {
 
     fn run(&mut self, mode: Mode, run: Run) -> Result<(), DeviceError> {
         self.start(mode, run)?;
-        for (launch, step) in self.launches(mode) {
-            self.launch_in_order(mode, launch, run.micro).map_err(|e| at(step, e))?;
-        }
-        Ok(())
+        let which = usize::from(run.micro > 0);
+        let recorded = std::mem::take(&mut self.program_mut(mode).recordings[which]);
+        let refused = Cell::new(None);
+        let mut all = || {
+            self.launches(mode).enumerate().try_for_each(|(i, (launch, _))| {
+                self.launch_in_order(mode, launch, run.micro).inspect_err(|_| refused.set(Some(i)))
+            })
+        };
+        let (recorded, outcome) = self.replayed(recorded, &mut all);
+        self.program_mut(mode).recordings[which] = recorded;
+        outcome.map_err(|e| match refused.get() {
+            Some(i) => at(&self.placed.plan(mode).steps[i], e),
+            None => failure(e),
+        })
     }
 
     fn first_non_finite(&mut self, mode: Mode, run: Run) -> Result<Option<(usize, String)>, DeviceError> {
@@ -511,7 +584,7 @@ fn bound(
         None => device.empty(DType::F32, 1).map_err(failure)?,
     };
     let outputs = plan.outputs.iter().map(|&b| buffer(b)).collect();
-    Ok(Program { launches, streams, loss_scale, outputs })
+    Ok(Program { launches, streams, loss_scale, outputs, recordings: Default::default() })
 }
 
 /// Losses whose results nothing reads before their derivative: both can run at once, and logits need not be computed twice.

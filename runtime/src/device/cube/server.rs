@@ -46,6 +46,14 @@ pub trait Server: Send + Sync {
     /// If it does not compile, or the driver refuses it.
     fn launch(&self, launch: Launched<'_>) -> Result<(), CubeError>;
 
+    /// Keeps the launches that `work` asks for, without running them; none where the server cannot. Every kernel of them has run before.
+    ///
+    /// # Errors
+    /// What `work` or the driver says.
+    fn record(&self, _: Work<'_>) -> Result<Option<Box<dyn Recording>>, CubeError> {
+        Ok(None)
+    }
+
     /// How the vendor's library computes a product; none where there is no such library, or it has no way.
     ///
     /// # Errors
@@ -53,6 +61,18 @@ pub trait Server: Send + Sync {
     fn product(&self, _: &MatrixProduct) -> Result<Option<Arc<dyn Product>>, CubeError> {
         Ok(None)
     }
+}
+
+/// What asks for launches.
+pub type Work<'a> = &'a mut dyn FnMut() -> Result<(), CubeError>;
+
+/// Launches that were kept, to be asked for all at once.
+pub trait Recording: Send {
+    /// Enqueues them.
+    ///
+    /// # Errors
+    /// What the driver says.
+    fn replay(&self) -> Result<(), CubeError>;
 }
 
 /// A product that a library will compute.

@@ -1,10 +1,12 @@
 //! Memory, copies and launches of one card, on one stream.
 
 use super::super::cube::{
-    Allocation as Piece, Arch, CubeError, KernelCache, Launched, MatrixProduct, Memory, Product, Server, cuda_source,
+    Allocation as Piece, Arch, CubeError, KernelCache, Launched, MatrixProduct, Memory, Product, Recording, Server,
+    Spec, Work, cuda_source,
 };
 use super::card::{Card, failed};
 use super::compiler::Compiler;
+use super::graph::Graph;
 use super::products::Products;
 use super::staging::Staging;
 use cubecl::InfoBuilder;
@@ -105,10 +107,18 @@ struct Function {
     shared_bytes: u32,
 }
 
+/// A function with what it was made for, beside its body.
+struct Loaded {
+    spec: Spec,
+    /// Integer arguments that are constants of its code.
+    sizes: Vec<usize>,
+    function: Function,
+}
+
 /// What launches and copies change.
 struct State {
-    /// By the content of the body and the specification, with the function that the driver has loaded.
-    functions: HashMap<u64, Vec<(super::super::cube::Spec, Function)>>,
+    /// What the driver has loaded, by the content of the body.
+    functions: HashMap<u64, Vec<Loaded>>,
     staging: Staging,
 }
 
@@ -149,11 +159,14 @@ impl CudaServer {
     /// The function of a launch: known, in the cache, or compiled.
     fn function(&self, state: &mut State, launch: &Launched<'_>) -> Result<Function, CubeError> {
         let kernel = &launch.kernel;
+        // Sizes and strides of a region are those of its plan: as constants, divisions by them cost next to nothing.
+        let sizes = if kernel.spec.is_region() { launch.indices } else { &[] };
         let known = state.functions.entry(kernel.content).or_default();
-        if let Some((_, function)) = known.iter().find(|(spec, _)| *spec == kernel.spec) {
-            return Ok(*function);
+        if let Some(found) = known.iter().find(|l| l.sizes == sizes && l.spec == kernel.spec) {
+            return Ok(found.function);
         }
-        let source = cuda_source(&kernel.profile, &kernel.spec, kernel.define, self.arch)?;
+        let mut source = cuda_source(&kernel.profile, &kernel.spec, kernel.define, self.arch)?;
+        source.bind_sizes(sizes);
         let build = |why: String| CubeError::Build { kernel: source.name.clone(), message: why };
         let options = source.options();
         let text = format!("{}\n{options:?}\n{}", self.compiler.version, source.code);
@@ -170,7 +183,7 @@ impl CudaServer {
             }
         };
         let function = load(&code, &source.name, source.shared_bytes)?;
-        known.push((kernel.spec.clone(), function));
+        known.push(Loaded { spec: kernel.spec.clone(), sizes: sizes.to_vec(), function });
         Ok(function)
     }
 }
@@ -251,6 +264,10 @@ impl Server for CudaServer {
             )
         }
         .map_err(failed)
+    }
+
+    fn record(&self, work: Work<'_>) -> Result<Option<Box<dyn Recording>>, CubeError> {
+        Graph::captured(&self.stream, work).map(|graph| Some(Box::new(graph) as Box<dyn Recording>))
     }
 
     fn product(&self, product: &MatrixProduct) -> Result<Option<Arc<dyn Product>>, CubeError> {
