@@ -370,6 +370,61 @@ const MISTAKES: [(&str, &str, &str); 3] = [
     ("wrong powers", "exp2f(", "1.1f * exp2f("),
 ];
 
+/// Losses of five rows and at once the cotangents of their logits, over two cubes; row 1 has no target.
+fn loss() -> Result<(), Failed> {
+    const ROWS: usize = 5;
+    const VOCAB: usize = 36;
+    const FIRST: usize = 2;
+    const WIDTH: usize = 4;
+    const D_SUM: f64 = 0.75;
+    let kernel = LibraryKernel::LossRowsRounded { to: DType::Bf16, width: WIDTH };
+    let mut emulated = Emulated::compile(&CudaCompiler::new(Arch::SM90A).library(&kernel)?)?;
+    let logits: Vec<f64> = (0..ROWS * VOCAB).map(|i| ((i * 53 % 89) as f64 - 44.0) / 8.0).collect();
+    let targets: [i32; FIRST + ROWS] = [9, 9, 0, -1, 35, 17, 4];
+    let poison = |bytes: usize| vec![0xff; bytes];
+    let of_rows = || poison(4 * (FIRST + ROWS));
+    for seed in SEEDS {
+        let targets_bytes = targets.iter().flat_map(|t| t.to_le_bytes()).collect();
+        let mut buffers = vec![
+            logits.iter().flat_map(|&x| store(x, DType::F32)).collect(),
+            targets_bytes,
+            of_rows(),
+            of_rows(),
+            of_rows(),
+            store(D_SUM, DType::F32).to_vec(),
+            poison(2 * ROWS * VOCAB),
+        ];
+        let positions = [FIRST, ROWS, VOCAB / WIDTH].map(|n| n as u32);
+        emulated.launch(&mut buffers, &Launch { cubes: [2, 1], positions: &positions, numbers: &[], seed })?;
+        let [lse, losses, counted] = [2, 3, 4].map(|i| load(&buffers[i], DType::F32));
+        let found = load(&buffers[6], DType::Bf16);
+        let (u, _) = steps(DType::Bf16);
+        let near = |what: &str, got: f64, want: f64, relative: f64| match (got - want).abs()
+            <= relative * want.abs() + F32_SUM
+        {
+            true => Ok(()),
+            false => Err(Failed::from(format!("{what} is {got}, not {want}"))),
+        };
+        for row in 0..ROWS {
+            let (of_row, target) = (&logits[row * VOCAB..(row + 1) * VOCAB], targets[FIRST + row]);
+            let total = of_row.iter().map(|l| l.exp()).sum::<f64>().ln();
+            let counts = target >= 0;
+            near("lse", lse[FIRST + row], total, F32_SUM)?;
+            near("a count", counted[FIRST + row], f64::from(u8::from(counts)), 0.0)?;
+            let loss = if counts { total - of_row[target as usize] } else { 0.0 };
+            near("a loss", losses[FIRST + row], loss, F32_SUM)?;
+            for (v, l) in of_row.iter().enumerate() {
+                let hit = f64::from(u8::from(v as i32 == target));
+                let want = if counts { ((l - total).exp() - hit) * D_SUM } else { 0.0 };
+                near("a cotangent", found[row * VOCAB + v], want, u + F32_SUM)?;
+            }
+        }
+        // Rows before the first are another chunk's.
+        assert!(lse[..FIRST].iter().all(|x| x.is_nan()), "{lse:?}");
+    }
+    Ok(())
+}
+
 fn main() {
     let arguments = Arguments::from_args();
     let mut trials = Vec::new();
@@ -379,6 +434,7 @@ fn main() {
         let name = format!("emulated/{walk:?}/{form:?} {dtype} {head}{mask}").to_lowercase();
         trials.push(trial(name, move || check(case)));
     }
+    trials.push(trial("emulated/losses with cotangents".to_owned(), loss));
     for walk in Walk::ALL {
         let case = Case { walk, form: Form::Mma, dtype: DType::Bf16, head: 64, causal: true };
         for (what, from, to) in MISTAKES {

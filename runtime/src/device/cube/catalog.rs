@@ -113,6 +113,13 @@ pub enum LibraryKernel {
         /// Lanes of a vector.
         width: usize,
     },
+    /// Losses of rows of logits, and at once their cotangents, rounded.
+    LossRowsRounded {
+        /// What cotangents are rounded to.
+        to: DType,
+        /// Lanes of a vector.
+        width: usize,
+    },
     /// Sum of the losses.
     LossSum,
     /// Logits to their cotangents, in place.
@@ -222,6 +229,8 @@ pub enum Arithmetic {
 enum Units {
     Map,
     Row,
+    /// As many as a cube can have.
+    Most,
     /// The largest square that a cube of a map holds.
     Square,
     /// Its own, whatever the device: that of the tiles of `attention_mma`.
@@ -328,6 +337,10 @@ impl LibraryKernel {
                 ..mma("attention_keys_mma", attention_mma::define_attention_keys_mma, attention_mma::keys_bytes(*head))
             },
             LibraryKernel::LossRows { width } => Form { width: *width, ..row("loss_rows", library::define_loss_rows) },
+            LibraryKernel::LossRowsRounded { to, width } => {
+                let both = row("loss_rows_rounded", library::define_loss_rows_rounded);
+                Form { types: from_ref(to), width: *width, units: Units::Most, ..both }
+            }
             LibraryKernel::LossSum => row("loss_sum", library::define_loss_sum),
             LibraryKernel::LossGradient { width } => {
                 Form { width: *width, ..map("loss_gradient", library::define_loss_gradient) }
@@ -430,6 +443,7 @@ impl Profile {
         let cube_dim = match units {
             Units::Map => self.shape.map_units,
             Units::Row => self.shape.row_units,
+            Units::Most => self.properties.hardware.max_units_per_cube,
             Units::Mma => attention_mma::UNITS,
             Units::Square => (self.square_side() * self.square_side()) as u32,
         };
@@ -508,6 +522,7 @@ fn of_precision(d: DType) -> Vec<LibraryKernel> {
         all.push(LibraryKernel::Unpack { types: [F32, F32], accumulate: true, width: widest });
     } else {
         all.push(LibraryKernel::LossGradientRounded { to: d, width: 4 });
+        all.push(LibraryKernel::LossRowsRounded { to: d, width: 4 });
         all.push(LibraryKernel::Convert { types: [d, F32], accumulate: false, width: 4 });
     }
     for (types, round, accumulate, along_k) in [

@@ -506,23 +506,36 @@ impl CubeDevice {
             let of_logits = Bound { ty: vectors(&logits), ..self.bound(&logits) };
             let [of_targets, of_lse] = [targets, lse].map(|b| self.bound(b));
             let indices = [chunk.first, chunk.rows, plan.vocab / width];
+            let mut buffers = vec![of_logits, of_targets, of_lse];
             if let Some(of_rows) = &of_rows {
-                let [losses, counts] = of_rows.each_ref().map(|b| self.bound(b));
-                let buffers = [of_logits, of_targets, of_lse, losses, counts];
-                let cubes = chunk.rows.clamp(1, self.profile.max_cubes());
-                self.launch_cubes(LibraryKernel::LossRows { width }, cubes, &buffers, &indices, &[])?;
+                buffers.extend(of_rows.iter().map(|b| self.bound(b)));
             }
-            let Some(LossBackward { d_sum, dx, dw, accumulate }) = backward else { continue };
-            let units = chunk.rows * plan.vocab / width;
-            let mut buffers = vec![of_logits, of_targets, of_lse, self.bound(d_sum)];
-            let (kernel, d_logits) = match &rounded {
-                None => (LibraryKernel::LossGradient { width }, &logits),
-                Some(rounded) => {
-                    buffers.push(Bound { ty: vectors(rounded), ..self.bound(rounded) });
-                    (LibraryKernel::LossGradientRounded { to: plan.gradient, width }, rounded)
-                }
+            let cubes = chunk.rows.clamp(1, self.profile.max_cubes());
+            let rows = || self.launch_cubes(LibraryKernel::LossRows { width }, cubes, &buffers, &indices, &[]);
+            let Some(LossBackward { d_sum, dx, dw, accumulate }) = backward else {
+                rows()?;
+                continue;
             };
-            self.launch_units(kernel, units, &buffers, &indices, &[])?;
+            let of_rounded = rounded.as_ref().map(|b| Bound { ty: vectors(b), ..self.bound(b) });
+            if let (Some(_), Some(of_rounded)) = (&of_rows, of_rounded) {
+                buffers.extend([self.bound(d_sum), of_rounded]);
+                let kernel = LibraryKernel::LossRowsRounded { to: plan.gradient, width };
+                // One cube for each multiprocessor: their rows fit into the cache.
+                let cubes = self.profile.processors().clamp(1, chunk.rows.max(1));
+                self.launch_cubes(kernel, cubes, &buffers, &indices, &[])?;
+            } else {
+                if of_rows.is_some() {
+                    rows()?;
+                }
+                let mut buffers = vec![of_logits, of_targets, of_lse, self.bound(d_sum)];
+                buffers.extend(of_rounded);
+                let kernel = match of_rounded {
+                    None => LibraryKernel::LossGradient { width },
+                    Some(_) => LibraryKernel::LossGradientRounded { to: plan.gradient, width },
+                };
+                self.launch_units(kernel, chunk.rows * plan.vocab / width, &buffers, &indices, &[])?;
+            }
+            let d_logits = rounded.as_ref().unwrap_or(&logits);
             self.dot(&chunk.dx, [d_logits, w, dx], false, scratch)?;
             self.dot(&chunk.dw, [d_logits, x, dw], accumulate || i > 0, scratch)?;
         }

@@ -79,6 +79,11 @@ impl Profile {
         }
     }
 
+    /// Multiprocessors, if the driver says how many.
+    pub(super) fn processors(&self) -> usize {
+        self.properties.hardware.num_streaming_multiprocessors.map_or(usize::MAX, |n| n as usize)
+    }
+
     /// Most cubes along the first dimension of a grid.
     pub(super) fn max_cubes(&self) -> usize {
         self.properties.hardware.max_cube_count.0 as usize

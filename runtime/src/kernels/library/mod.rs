@@ -16,7 +16,9 @@ mod window;
 pub use attention::{define_attention, define_attention_keys, define_attention_queries};
 pub use dot::define_dot_general;
 pub use dot_tiled::define_dot_general_tiled;
-pub use loss::{define_loss_gradient, define_loss_gradient_rounded, define_loss_rows, define_loss_sum};
+pub use loss::{
+    define_loss_gradient, define_loss_gradient_rounded, define_loss_rows, define_loss_rows_rounded, define_loss_sum,
+};
 pub use pack::{define_pack, define_unpack};
 pub use sort::{SORT_CHUNK, define_sort_offsets, define_sort_places, define_sort_ranks, define_sort_starts};
 pub use window::define_window;
