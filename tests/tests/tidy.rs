@@ -220,11 +220,20 @@ fn gpu_files_do_not_reach_into_the_host() {
 
 #[test]
 fn bytes_are_copied_and_counted_in_one_place() {
-    for (call, counter) in [("create_from_slice(", "h2d.fetch_add"), ("read_one(", "d2h.fetch_add")] {
-        let uses = |s: &Source| s.product_code().filter(|(_, l)| l.contains(call) || l.contains(counter)).count();
-        let files: Vec<(String, usize)> =
-            sources(&["runtime"]).iter().map(|s| (s.path.clone(), uses(s))).filter(|(_, n)| *n > 0).collect();
+    let counted = |words: &[&str]| -> Vec<(String, usize)> {
+        let uses = |s: &Source| s.product_code().filter(|(_, l)| words.iter().any(|w| l.contains(w))).count();
+        sources(&["runtime"]).iter().map(|s| (s.path.clone(), uses(s))).filter(|(_, n)| *n > 0).collect()
+    };
+    for (call, counter) in [(".copy_in(", "h2d.fetch_add"), (".copy_out(", "d2h.fetch_add")] {
+        let files = counted(&[call, counter]);
         assert_eq!(files, [("runtime/src/device/cube.rs".to_owned(), 2)], "one `{call}`, beside its counter");
+    }
+    // What servers copy with, and nobody else.
+    for (copies, server) in [
+        (["create_from_slice(", "read_one("], "cube/server.rs"),
+        (["staging.copy(", "memcpy_dtoh_async("], "cuda/server.rs"),
+    ] {
+        assert_eq!(counted(&copies), [(format!("runtime/src/device/{server}"), 2)], "{copies:?}");
     }
 }
 

@@ -34,8 +34,8 @@ pub fn run(target: &Target, is_quick: bool) -> Result<Trained> {
     let (model, steps) = (models::xs(is_quick), if is_quick { QUICK_STEPS } else { STEPS });
     let tokens = model.tokens(steps);
     // Two micro-batches a step: a run that begins gradients, and one that adds to them.
-    let session = |target: Target| model.trainer(target).accumulate(2).build();
-    let (mut device, mut host) = (session(target.clone())?, session(Target::Host)?);
+    let session = |target: Target| model.trainer(target).accumulate(2);
+    let (mut device, mut host) = (session(target.clone()).build()?, session(Target::Host).build()?);
     let mut all = Trained::default();
     for step in 0..steps {
         let batch = model.batch(&tokens, step);

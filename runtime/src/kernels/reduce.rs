@@ -1,5 +1,8 @@
 //! Reductions over the lanes of a vector and the units of a team, by fixed trees; partial sums over rows; stores.
 
+// CubeCL's integers have no `is_multiple_of`.
+#![allow(clippy::manual_is_multiple_of)]
+
 use super::math::maximum;
 use super::team::{Team, has_vector};
 use cubecl::prelude::*;

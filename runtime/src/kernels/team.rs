@@ -1,5 +1,8 @@
 //! Units that share a row: all of a cube, or a plane of it – then a cube has several rows at once, and none of its units waits for another.
 
+// CubeCL's integers have no `div_ceil`.
+#![allow(clippy::manual_div_ceil)]
+
 use cubecl::prelude::*;
 
 /// How the units of a cube share rows.

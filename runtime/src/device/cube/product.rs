@@ -118,8 +118,8 @@ impl Packing {
         let transposed = is_contiguous(side.rows) && !is_contiguous(side.columns);
         let (outer, inner) = if transposed { (side.columns, side.rows) } else { (side.rows, side.columns) };
         let fits = |w: &usize| {
-            let even = |offsets: &[u32]| offsets.iter().all(|o| o % *w as u32 == 0);
-            let run = |run: &[u32]| run[0] % *w as u32 == 0 && run.windows(2).all(|p| p[1] == p[0] + 1);
+            let even = |offsets: &[u32]| offsets.iter().all(|o| o.is_multiple_of(*w as u32));
+            let run = |run: &[u32]| run[0].is_multiple_of(*w as u32) && run.windows(2).all(|p| p[1] == p[0] + 1);
             inner.len().is_multiple_of(*w) && inner.chunks_exact(*w).all(run) && even(outer) && even(side.batches)
         };
         let widest = VECTOR_BYTES / size(dtype);

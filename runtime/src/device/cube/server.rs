@@ -94,6 +94,23 @@ pub struct Launched<'a> {
     pub(in crate::device) scalars: &'a [f32],
 }
 
+impl Launched<'_> {
+    /// Lengths of buffers, integers and numbers as the code of a kernel declares them, one after the other.
+    #[cfg(feature = "cuda")]
+    pub(in crate::device) fn information(&self) -> Vec<u64> {
+        let mut info = cubecl::InfoBuilder::default();
+        for b in self.buffers {
+            let elements = |len: usize| (len / b.ty.vector_size().max(1)) as u64;
+            let held = b.memory.bytes() / b.ty.storage_type().size();
+            info.metadata.register_array(elements(held), elements(b.len), AddressType::U32);
+        }
+        // Positions are u32, as the kernels are written.
+        self.indices.iter().for_each(|&i| info.scalars.push(i as u32));
+        self.scalars.iter().for_each(|&x| info.scalars.push(x));
+        info.finish(AddressType::U32).data
+    }
+}
+
 /// One kernel for all: its specification, and the function that builds it.
 pub struct DynKernel {
     pub(in crate::device) profile: Arc<Profile>,

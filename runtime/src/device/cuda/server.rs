@@ -9,8 +9,6 @@ use super::compiler::Compiler;
 use super::graph::Graph;
 use super::products::Products;
 use super::staging::Staging;
-use cubecl::InfoBuilder;
-use cubecl::prelude::AddressType;
 use cudarc::driver::{result, sys};
 use std::collections::HashMap;
 use std::ffi::{CString, c_void};
@@ -236,19 +234,10 @@ impl Server for CudaServer {
         self.stream.card.bind()?;
         let mut state = self.state();
         let function = self.function(&mut state, &launch)?;
-        let mut info = InfoBuilder::default();
-        for b in launch.buffers {
-            let elements = |len: usize| (len / b.ty.vector_size().max(1)) as u64;
-            let held = b.memory.bytes() / b.ty.storage_type().size();
-            info.metadata.register_array(elements(held), elements(b.len), AddressType::U32);
-        }
-        // Positions are u32, as the kernels are written.
-        launch.indices.iter().for_each(|&i| info.scalars.push(i as u32));
-        launch.scalars.iter().for_each(|&x| info.scalars.push(x));
-        let info = info.finish(AddressType::U32);
+        let information = launch.information();
         let mut addresses: Vec<sys::CUdeviceptr> = launch.buffers.iter().map(|b| address(b.memory)).collect();
         let mut arguments: Vec<*mut c_void> = addresses.iter_mut().map(|a| std::ptr::from_mut(a).cast()).collect();
-        arguments.push(info.data.as_ptr().cast_mut().cast());
+        arguments.push(information.as_ptr().cast_mut().cast());
         let (x, y) = launch.grid;
         let units = (launch.kernel.spec.cube_dim, 1, 1);
         // SAFETY: the arguments are those that the kernel's body has registered, in its order, and the information that its code declares;

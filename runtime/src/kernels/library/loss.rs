@@ -39,7 +39,7 @@ fn loss_of_row(
             let is_target = i32::cast_from(v * comptime!(logit.size()) + k) == target;
             own = select(is_target, logit[k], own);
         }
-        sum = sum * (highest - next).exp();
+        sum *= (highest - next).exp();
         #[unroll]
         for k in 0..comptime!(logit.size()) {
             sum += (logit[k] - next).exp();
