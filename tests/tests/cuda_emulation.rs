@@ -294,7 +294,7 @@ impl Attention {
         for (name, at, dtype, expected) in self.expected() {
             for (i, (got, want)) in load(&buffers[at], dtype).iter().zip(&expected.values).enumerate() {
                 let share = if got == want { 0.0 } else { (got - want).abs() / expected.bounds[i] };
-                if !(share <= 1.0) {
+                if share.is_nan() || share > 1.0 {
                     return Err(format!(
                         "{:?} {name}[{i}] is {got}, not {want} (within {:e})",
                         self.shape, expected.bounds[i]
