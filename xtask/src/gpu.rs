@@ -37,7 +37,7 @@ pub fn run(args: &[String]) -> Result<bool, String> {
 /// Builds the executable and copies it with its scripts.
 fn pack() -> Result<PathBuf, String> {
     let mut build = workspace::cargo();
-    build.args(["build", "--release", "-p", "kiln-bench", "--bin", "gpu", "--features", "cuda"]);
+    build.args(["build", "--release", "-p", "kiln-bench", "--bin", "gpu"]);
     build.env("CARGO_PROFILE_RELEASE_STRIP", "symbols").env("KILN_COMMIT", commit());
     let status = build.status().map_err(|e| format!("cargo did not start: {e}"))?;
     if !status.success() {

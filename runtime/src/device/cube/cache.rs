@@ -211,6 +211,23 @@ mod tests {
         assert!(KernelCache::open(base.path(), "card").unwrap().note.unwrap().contains("damaged after byte"));
     }
 
+    #[cfg(feature = "cuda")]
+    #[test]
+    fn code_of_cards_is_read_as_it_was_written_or_not_at_all() {
+        let base = tempfile::tempdir().unwrap();
+        let cache = KernelCache::open(base.path(), "card").unwrap();
+        assert_eq!(cache.read(7), None);
+        cache.write(7, b"code");
+        assert_eq!(cache.read(7).as_deref(), Some(b"code".as_slice()));
+        assert_eq!(cache.read(8), None);
+        for damaged in [&b"\0\0\0\0\0\0\0\0code"[..], b"short", b""] {
+            fs::write(cache.code_file(7), damaged).unwrap();
+            assert_eq!(cache.read(7), None);
+        }
+        cache.write(7, b"again");
+        assert_eq!(cache.read(7).as_deref(), Some(b"again".as_slice()));
+    }
+
     #[test]
     fn a_cache_of_another_version_is_built_anew() {
         let base = tempfile::tempdir().unwrap();
