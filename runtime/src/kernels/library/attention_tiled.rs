@@ -141,6 +141,23 @@ fn put_weights(block: &Array<f32>, weights: &mut SharedMemory<Vector<f32, N4>>) 
     }
 }
 
+/// This unit's block of the weights, as [`put_weights`] put it: a product of other rows needs its registers meanwhile.
+#[cube]
+fn own_weights(weights: &SharedMemory<Vector<f32, N4>>) -> Array<f32> {
+    let unit = UNIT_POS as usize;
+    let own = unit / SIDE * WEIGHTS_STRIDE + unit % SIDE;
+    let mut block = Array::<f32>::new(comptime!(WIDTH * WIDTH));
+    #[unroll]
+    for i in 0..WIDTH {
+        let line = weights[own + comptime!(i * SIDE * WEIGHTS_STRIDE)];
+        #[unroll]
+        for j in 0..WIDTH {
+            block[comptime!(i * WIDTH + j)] = line[j];
+        }
+    }
+    block
+}
+
 /// sums += weights·x over rows `x_row`.. of x, of which there are `x_rows`, 64 at most.
 #[cube]
 fn add_weighted<X: Scalar>(
@@ -456,18 +473,29 @@ fn attention_queries_tiled(
             let keys = min(t - key, ROWS);
             let mut block =
                 products::<F0, F1>(q, query_row, queries, k, key_row, keys, &mut a_slice, &mut b_slice, head);
-            let along = products::<F2, F1>(d_o, query_row, queries, v, key_row, keys, &mut a_slice, &mut b_slice, head);
             #[unroll]
             for i in 0..WIDTH {
                 let seen = visible(first + row + i, s, t, causal);
                 #[unroll]
                 for j in 0..WIDTH {
                     let at = comptime!(i * WIDTH + j);
-                    let d_score = (block[at] * scale - norms[i]).exp() * (along[at] - own[i]) * scale;
-                    block[at] = select(key + column + j < seen, d_score, 0.0f32);
+                    let weight = (block[at] * scale - norms[i]).exp();
+                    block[at] = select(key + column + j < seen, weight, 0.0f32);
                 }
             }
             put_weights(&block, &mut weights);
+            let mut along =
+                products::<F2, F1>(d_o, query_row, queries, v, key_row, keys, &mut a_slice, &mut b_slice, head);
+            let block = own_weights(&weights);
+            #[unroll]
+            for i in 0..WIDTH {
+                #[unroll]
+                for j in 0..WIDTH {
+                    let at = comptime!(i * WIDTH + j);
+                    along[at] = block[at] * (along[at] - own[i]) * scale;
+                }
+            }
+            put_weights(&along, &mut weights);
             add_weighted::<F1>(&weights, k, key_row, keys, &mut a_slice, &mut sums, head);
         }
         let mut ones = Array::<f32>::new(WIDTH);
@@ -563,17 +591,19 @@ fn attention_keys_tiled(
             }
             put_weights(&block, &mut weights);
             add_weighted::<F2>(&weights, d_o, query_row, queries, &mut a_slice, &mut sums_v, head);
-            let along = products::<F1, F2>(v, key_row, keys, d_o, query_row, queries, &mut a_slice, &mut b_slice, head);
+            let mut along =
+                products::<F1, F2>(v, key_row, keys, d_o, query_row, queries, &mut a_slice, &mut b_slice, head);
+            let block = own_weights(&weights);
             #[unroll]
             for j in 0..WIDTH {
                 let own = f32::cast_from(delta[query_row + min(column + j, queries - 1)]);
                 #[unroll]
                 for i in 0..WIDTH {
                     let at = comptime!(i * WIDTH + j);
-                    block[at] = block[at] * (along[at] - own) * scale;
+                    along[at] = block[at] * (along[at] - own) * scale;
                 }
             }
-            put_weights(&block, &mut weights);
+            put_weights(&along, &mut weights);
             add_weighted::<F0>(&weights, q, query_row, queries, &mut a_slice, &mut sums_k, head);
         }
         let mut ones = Array::<f32>::new(WIDTH);
