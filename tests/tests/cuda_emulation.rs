@@ -371,7 +371,8 @@ fn cases() -> Vec<Case> {
     Walk::ALL.into_iter().flat_map(of_walk).collect()
 }
 
-/// Mistakes in the code of a kernel on tensor cores: what they are, and what is replaced by what.
+/// Mistakes in the code of a kernel on tensor cores, of which the second is one through shared memory too: what they are, and what is replaced
+/// by what.
 const MISTAKES: [(&str, &str, &str); 3] = [
     ("a matrix that is not transposed", ".trans.shared", ".shared"),
     ("no barrier", "__syncthreads();", ""),
@@ -394,6 +395,10 @@ fn main() {
                 notices(case, from, to)
             }));
         }
+        let (case, [_, (what, from, to), _]) = (Case { form: Form::Tiled, dtype: DType::F32, ..case }, MISTAKES);
+        trials.push(trial(format!("emulated/{walk:?}/tiled notices {what}").to_lowercase(), move || {
+            notices(case, from, to)
+        }));
     }
     libtest_mimic::run(&arguments, trials).exit();
 }
