@@ -45,6 +45,8 @@ impl Walk {
 enum Form {
     /// A unit for each query or key.
     Scalar,
+    /// Through shared memory.
+    Tiled,
     /// On tensor cores.
     Mma,
 }
@@ -68,6 +70,9 @@ impl Case {
             (Walk::Forward, Form::Scalar) => LibraryKernel::Attention { types, round, head, causal },
             (Walk::Queries, Form::Scalar) => LibraryKernel::AttentionQueries { types, round, head, causal },
             (Walk::Keys, Form::Scalar) => LibraryKernel::AttentionKeys { types, rounds, head, causal },
+            (Walk::Forward, Form::Tiled) => LibraryKernel::AttentionTiled { types, round, head, causal },
+            (Walk::Queries, Form::Tiled) => LibraryKernel::AttentionQueriesTiled { types, round, head, causal },
+            (Walk::Keys, Form::Tiled) => LibraryKernel::AttentionKeysTiled { types, rounds, head, causal },
             (Walk::Forward, Form::Mma) => LibraryKernel::AttentionMma { types, round, head, causal },
             (Walk::Queries, Form::Mma) => LibraryKernel::AttentionQueriesMma { types, round, head, causal },
             (Walk::Keys, Form::Mma) => LibraryKernel::AttentionKeysMma { types, rounds, head, causal },
@@ -78,7 +83,7 @@ impl Case {
     fn cubes(&self, shape: Shape, units: u32) -> u32 {
         let Shape { heads, group, s, t, .. } = shape;
         match (self.form, self.walk) {
-            (Form::Mma, _) => self.kernel().attention_cubes([heads, group, s, t]) as u32,
+            (Form::Mma | Form::Tiled, _) => self.kernel().attention_cubes([heads, group, s, t]) as u32,
             (Form::Scalar, Walk::Forward | Walk::Queries) => ((heads * s) as u32).div_ceil(units),
             (Form::Scalar, Walk::Keys) => ((heads / group * t) as u32).div_ceil(units),
         }
@@ -349,6 +354,9 @@ fn notices(case: Case, from: &str, to: &str) -> Result<(), Failed> {
 
 fn cases() -> Vec<Case> {
     let forms = [
+        (Form::Tiled, DType::F32, 64, true),
+        (Form::Tiled, DType::F32, 128, false),
+        (Form::Tiled, DType::Bf16, 20, true),
         (Form::Mma, DType::Bf16, 64, true),
         (Form::Mma, DType::Bf16, 64, false),
         (Form::Mma, DType::Bf16, 128, true),
@@ -363,7 +371,8 @@ fn cases() -> Vec<Case> {
     Walk::ALL.into_iter().flat_map(of_walk).collect()
 }
 
-/// Mistakes in the code of a kernel on tensor cores: what they are, and what is replaced by what.
+/// Mistakes in the code of a kernel on tensor cores, of which the second is one through shared memory too: what they are, and what is replaced
+/// by what.
 const MISTAKES: [(&str, &str, &str); 3] = [
     ("a matrix that is not transposed", ".trans.shared", ".shared"),
     ("no barrier", "__syncthreads();", ""),
@@ -442,6 +451,10 @@ fn main() {
                 notices(case, from, to)
             }));
         }
+        let (case, [_, (what, from, to), _]) = (Case { form: Form::Tiled, dtype: DType::F32, ..case }, MISTAKES);
+        trials.push(trial(format!("emulated/{walk:?}/tiled notices {what}").to_lowercase(), move || {
+            notices(case, from, to)
+        }));
     }
     libtest_mimic::run(&arguments, trials).exit();
 }

@@ -202,6 +202,9 @@ fn attention_and_its_derivative(device: &CubeDevice) -> Result<(), LibraryError>
         // Heads that tensor cores take.
         ([1, 2, 2, 70, 70, 64], true),
         ([1, 1, 1, 33, 50, 16], false),
+        // Heads that only tiles in shared memory take: a group of three, a wide one, queries without keys.
+        ([1, 1, 3, 40, 75, 20], true),
+        ([1, 2, 1, 70, 30, 100], true),
     ] {
         let sizes = sizes("BGRSTK", &dims);
         for dtype in FLOATS {

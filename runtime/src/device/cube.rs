@@ -10,6 +10,7 @@
 
 mod arena;
 mod attention_mma;
+mod attention_tiled;
 mod bodies;
 mod cache;
 mod catalog;

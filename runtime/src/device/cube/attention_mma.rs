@@ -37,7 +37,7 @@ impl CubeDevice {
     }
 
     /// Bound in vectors of so many lanes, as the form reads and writes its tensors.
-    fn bound_as<'a>(&self, buffer: &'a Buffer, lanes: usize) -> Bound<'a> {
+    pub(super) fn bound_as<'a>(&self, buffer: &'a Buffer, lanes: usize) -> Bound<'a> {
         Bound { ty: Type::new(self.storage(buffer.dtype)).with_vector_size(lanes), ..self.bound(buffer) }
     }
 

@@ -4,7 +4,7 @@
 //! ([`library_kernels`]).
 
 use super::{DefineFn, Profile, Spec};
-use crate::kernels::library::attention_mma;
+use crate::kernels::library::{attention_mma, attention_tiled};
 use crate::kernels::{Rounding, define_column_sum, library, training};
 use kiln_compiler::ir::DType;
 use std::fmt;
@@ -66,6 +66,39 @@ pub enum LibraryKernel {
     },
     /// Second walk of attention's derivative.
     AttentionKeys {
+        /// Of q, of k and v, of o and ō, of k̄ and v̄.
+        types: [DType; 4],
+        /// What k̄ and v̄ are rounded to before they are stored.
+        rounds: [Option<DType>; 2],
+        /// Size of a head.
+        head: usize,
+        /// Queries see no later key.
+        causal: bool,
+    },
+    /// Attention, forward, through shared memory.
+    AttentionTiled {
+        /// Of q, k, v and o.
+        types: [DType; 4],
+        /// What o is rounded to before it is stored.
+        round: Option<DType>,
+        /// Size of a head.
+        head: usize,
+        /// Queries see no later key.
+        causal: bool,
+    },
+    /// First walk of attention's derivative, through shared memory.
+    AttentionQueriesTiled {
+        /// Of q, of k and v, of o and ō, of q̄.
+        types: [DType; 4],
+        /// What q̄ is rounded to before it is stored.
+        round: Option<DType>,
+        /// Size of a head.
+        head: usize,
+        /// Queries see no later key.
+        causal: bool,
+    },
+    /// Second walk of attention's derivative, through shared memory.
+    AttentionKeysTiled {
         /// Of q, of k and v, of o and ō, of k̄ and v̄.
         types: [DType; 4],
         /// What k̄ and v̄ are rounded to before they are stored.
@@ -235,6 +268,8 @@ enum Units {
     Square,
     /// Its own, whatever the device: that of the tiles of `attention_mma`.
     Mma,
+    /// Its own, whatever the device: that of the tiles of `attention_tiled`.
+    Tiled,
 }
 
 /// What is read from a kernel, in one place for each.
@@ -270,6 +305,8 @@ impl LibraryKernel {
         };
         let row = |name, define| Form { units: Units::Row, ..map(name, define) };
         let product = |name, define| Form { arithmetic: Arithmetic::Contracted, ..map(name, define) };
+        let tiled =
+            |name, define| Form { units: Units::Tiled, shared: Some(attention_tiled::BYTES), ..product(name, define) };
         let mma = |name, define, bytes| Form {
             units: Units::Mma,
             shared: Some(bytes),
@@ -313,6 +350,24 @@ impl LibraryKernel {
                 rounds,
                 constants: [*head, usize::from(*causal)],
                 ..product("attention_keys", library::define_attention_keys)
+            },
+            LibraryKernel::AttentionTiled { types, round, head, causal } => Form {
+                types,
+                rounds: from_ref(round),
+                constants: [*head, usize::from(*causal)],
+                ..tiled("attention_tiled", attention_tiled::define_attention_tiled)
+            },
+            LibraryKernel::AttentionQueriesTiled { types, round, head, causal } => Form {
+                types,
+                rounds: from_ref(round),
+                constants: [*head, usize::from(*causal)],
+                ..tiled("attention_queries_tiled", attention_tiled::define_attention_queries_tiled)
+            },
+            LibraryKernel::AttentionKeysTiled { types, rounds, head, causal } => Form {
+                types,
+                rounds,
+                constants: [*head, usize::from(*causal)],
+                ..tiled("attention_keys_tiled", attention_tiled::define_attention_keys_tiled)
             },
             LibraryKernel::AttentionMma { types, round, head, causal } => Form {
                 types,
@@ -395,10 +450,13 @@ impl LibraryKernel {
         self.form().define
     }
 
-    /// Cubes that a form of attention on tensor cores is launched with, for so many heads, heads of a group, queries and keys; none for
-    /// others.
+    /// Cubes that a form of attention in tiles is launched with, for so many heads, heads of a group, queries and keys; none for others.
     pub fn attention_cubes(&self, [heads, group, s, t]: [usize; 4]) -> usize {
         match self {
+            LibraryKernel::AttentionTiled { .. } | LibraryKernel::AttentionQueriesTiled { .. } => {
+                heads * s.div_ceil(attention_tiled::ROWS)
+            }
+            LibraryKernel::AttentionKeysTiled { .. } => heads / group.max(1) * t.div_ceil(attention_tiled::ROWS),
             LibraryKernel::AttentionMma { head, .. } => heads * s.div_ceil(attention_mma::forward_queries(*head)),
             LibraryKernel::AttentionQueriesMma { .. } => heads * s.div_ceil(attention_mma::walk_rows()),
             LibraryKernel::AttentionKeysMma { .. } => heads / group.max(1) * t.div_ceil(attention_mma::walk_rows()),
@@ -445,6 +503,7 @@ impl Profile {
             Units::Row => self.shape.row_units,
             Units::Most => self.properties.hardware.max_units_per_cube,
             Units::Mma => attention_mma::UNITS,
+            Units::Tiled => attention_tiled::UNITS,
             Units::Square => (self.square_side() * self.square_side()) as u32,
         };
         let keyed = self.spec(name.to_owned(), types);
@@ -549,7 +608,11 @@ fn of_precision(d: DType) -> Vec<LibraryKernel> {
         all.push(LibraryKernel::Attention { types, round, head, causal });
         all.push(LibraryKernel::AttentionQueries { types, round, head, causal });
         all.push(LibraryKernel::AttentionKeys { types, rounds: [round; 2], head, causal });
-        if d != F32 {
+        if d == F32 {
+            all.push(LibraryKernel::AttentionTiled { types, round, head, causal });
+            all.push(LibraryKernel::AttentionQueriesTiled { types, round, head, causal });
+            all.push(LibraryKernel::AttentionKeysTiled { types, rounds: [round; 2], head, causal });
+        } else {
             all.push(LibraryKernel::AttentionMma { types, round, head, causal });
             all.push(LibraryKernel::AttentionQueriesMma { types, round, head, causal });
             all.push(LibraryKernel::AttentionKeysMma { types, rounds: [round; 2], head, causal });
@@ -559,7 +622,11 @@ fn of_precision(d: DType) -> Vec<LibraryKernel> {
     all.push(LibraryKernel::Attention { types, round: None, head, causal });
     all.push(LibraryKernel::AttentionQueries { types, round: None, head, causal });
     all.push(LibraryKernel::AttentionKeys { types, rounds: [None; 2], head, causal });
-    if d != F32 {
+    if d == F32 {
+        all.push(LibraryKernel::AttentionTiled { types, round: None, head, causal });
+        all.push(LibraryKernel::AttentionQueriesTiled { types, round: None, head, causal });
+        all.push(LibraryKernel::AttentionKeysTiled { types, rounds: [None; 2], head, causal });
+    } else {
         all.push(LibraryKernel::AttentionMma { types, round: None, head, causal });
         all.push(LibraryKernel::AttentionQueriesMma { types, round: None, head, causal });
         all.push(LibraryKernel::AttentionKeysMma { types, rounds: [None; 2], head, causal });

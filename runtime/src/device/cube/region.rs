@@ -183,8 +183,8 @@ impl Profile {
         let owners = rows.clamp(1, most);
         let cubes = owners.div_ceil(per_cube);
         // Surplus teams of the last cube have rows too, if there are any.
-        let turns =
-            Some(interior.div_ceil(row_units as usize)).filter(|&n| self.shape.plane.is_some() && n <= MAX_TURNS);
+        let turns = Some(interior.div_ceil(row_units as usize))
+            .filter(|&n| self.shape.plane.is_some() && n <= MAX_TURNS && n * width * region.code.len() <= MAX_UNROLLED);
         let turns = turns.unwrap_or(0);
         let is_full = turns > 0 && interior == turns * row_units as usize;
         Grid { cube_dim, row_units, turns, is_full, cubes, owners: (cubes * per_cube).min(rows.max(1)) }
@@ -199,6 +199,9 @@ const PLANE_VECTORS: usize = 8;
 
 /// Most turns of a walk that code is made for; more would not fit into registers.
 const MAX_TURNS: usize = 8;
+
+/// Most values of a walk that code is made for, in all turns, if each were computed in all lanes.
+const MAX_UNROLLED: usize = 640;
 
 /// A launch shared among units.
 struct Grid {

@@ -6,6 +6,7 @@
 
 mod attention;
 pub mod attention_mma;
+pub mod attention_tiled;
 mod dot;
 mod dot_tiled;
 mod loss;
