@@ -305,14 +305,14 @@ fn losses_and_their_derivatives(device: &CubeDevice) -> Result<(), LibraryError>
         let found_dw = dw.upload(device)?;
         let [lse, d_sum] = uploaded(device, [&lse, &d_sum])?;
         device.loss_vjp(&plan, [gx, gw, gt, &lse, &d_sum], [&dx, &found_dw], true, &mut Scratch::Pool)?;
-        // Loss and derivative at once have the same bits.
+        // Loss and derivative at once, which may share a kernel.
         let again = expected.iter().map(|e| result(device, DType::F32, e)).collect::<Result<Vec<Buffer>, _>>()?;
         let (again_dx, again_dw) = (result(device, dtype, &gradients[0])?, dw.upload(device)?);
         let backward = LossBackward { d_sum: &d_sum, dx: &again_dx, dw: &again_dw, accumulate: true };
         let results = [&again[0], &again[1], &again[2]];
         device.loss_with_vjp(&plan, [gx, gw, gt], results, backward, &mut Scratch::Pool)?;
-        for (name, one, other) in [("sum", &found[0], &again[0]), ("lse", &found[2], &again[2])] {
-            equal(device, &format!("{name} of {what}, at once"), other, &device.download(one)?)?;
+        for (name, again, expected) in [("sum", &again[0], &expected[0]), ("lse", &again[2], &expected[2])] {
+            close(device, &format!("{name} of {what}, at once"), again, DType::F32, expected)?;
         }
         // On tensor cores the cotangents of logits are rounded before they are multiplied.
         let rounds = unit(plan.gradient());

@@ -145,7 +145,7 @@ impl CudaCompiler {
         CudaCompiler { arch, profile: Profile { shape: CUDA_SHAPE, properties, target } }
     }
 
-    /// A region's kernel: `emitted`, or its program walked.
+    /// A region's kernel for any sizes: `emitted`, or its program walked. A card's server makes the sizes of its plan constants.
     ///
     /// # Errors
     /// [`CubeError`] if kernels cannot express it.

@@ -8,8 +8,9 @@ use crate::layer::KernelDef;
 use crate::plan::arena::align;
 use cubecl::ir::Type;
 use kiln_compiler::fuse::kernel::Kernel;
-use kiln_compiler::fuse::{BufferArg, Index, IndexArg, Region, ScalarArg};
+use kiln_compiler::fuse::{BufferArg, Index, IndexArg, Instr, Region, ScalarArg};
 use kiln_compiler::ir::{Attr, Axis, DType, Sizes};
+use kiln_compiler::ops::Scalar;
 use std::sync::Arc;
 
 /// Key and position of a random stream in one launch.
@@ -184,7 +185,7 @@ impl Profile {
         let cubes = owners.div_ceil(per_cube);
         // Surplus teams of the last cube have rows too, if there are any.
         let turns = Some(interior.div_ceil(row_units as usize))
-            .filter(|&n| self.shape.plane.is_some() && n <= MAX_TURNS && n * width * region.code.len() <= MAX_UNROLLED);
+            .filter(|&n| self.shape.plane.is_some() && n <= MAX_TURNS && n * width * work(region) <= MAX_UNROLLED);
         let turns = turns.unwrap_or(0);
         let is_full = turns > 0 && interior == turns * row_units as usize;
         Grid { cube_dim, row_units, turns, is_full, cubes, owners: (cubes * per_cube).min(rows.max(1)) }
@@ -202,6 +203,13 @@ const MAX_TURNS: usize = 8;
 
 /// Most values of a walk that code is made for, in all turns, if each were computed in all lanes.
 const MAX_UNROLLED: usize = 640;
+
+/// Instructions of a region; a logarithm, a sine or a cosine for many, since its code is long.
+fn work(region: &Region) -> usize {
+    const LONG: usize = 16;
+    let is_long = |i: &&Instr| matches!(i, Instr::Unary(Scalar::Log | Scalar::Sin | Scalar::Cos, _));
+    region.code.len() + LONG * region.code.iter().filter(is_long).count()
+}
 
 /// A launch shared among units.
 struct Grid {
