@@ -1,6 +1,7 @@
-//! CubeCL devices: plans in, launches out, through one dynamic launcher for all kernels and every CubeCL runtime.
+//! Devices whose kernels CubeCL makes: plans in, launches out, through one dynamic launcher for all kernels, over a [`Server`] for each
+//! kind of device.
 //!
-//! CubeCL's server answers nothing to a launch and only logs what fails on its thread: an unsupported type or a failed allocation
+//! CubeCL's own server answers nothing to a launch and only logs what fails on its thread: an unsupported type or a failed allocation
 //! gives zeros. So each launch is checked here before it is sent ([`CubeError`]), kernels are built once on the caller's thread
 //! (`bodies`), and a device that has failed refuses further work.
 //!

@@ -7,6 +7,7 @@
 
 mod card;
 mod compiler;
+mod gate;
 mod graph;
 mod products;
 mod server;

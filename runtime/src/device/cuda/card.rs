@@ -1,6 +1,6 @@
 //! A card as its driver describes it, and its context.
 
-use super::super::cube::{Arch, CubeError};
+use crate::device::cube::{Arch, CubeError};
 use cudarc::driver::{result, sys};
 use sys::CUdevice_attribute as Attribute;
 

@@ -1,6 +1,6 @@
 //! NVRTC: CUDA C++ in, machine code out. Looked for at run time, with CUDA's headers.
 
-use super::super::cube::CubeError;
+use crate::device::cube::CubeError;
 use cudarc::nvrtc::{result, sys};
 use std::ffi::{CStr, CString, c_char};
 use std::path::PathBuf;

@@ -1,8 +1,8 @@
 //! Launches of a run as one CUDA graph: the driver is asked once for all of them.
 
-use super::super::cube::{CubeError, Recording, Work};
 use super::card::failed;
 use super::server::Stream;
+use crate::device::cube::{CubeError, Recording, Work};
 use cudarc::driver::{result, sys};
 use std::sync::Arc;
 
@@ -22,14 +22,16 @@ impl Graph {
     /// What `work` or the driver says; nothing of it has run then.
     pub fn captured(stream: &Arc<Stream>, work: Work<'_>) -> Result<Graph, CubeError> {
         use sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL as OF_THIS_THREAD;
-        stream.card.bind()?;
-        // SAFETY: the stream lives as long as this value, and the capture ends below whatever `work` does.
-        unsafe { result::stream::begin_capture(stream.handle, OF_THIS_THREAD) }.map_err(failed)?;
-        let outcome = work();
-        // SAFETY: the capture has begun above.
-        let graph = unsafe { result::stream::end_capture(stream.handle) };
-        outcome?;
-        let graph = graph.map_err(failed)?;
+        let graph = stream.alone(|| {
+            stream.card.bind()?;
+            // SAFETY: the stream lives as long as this value, and the capture ends below whatever `work` does.
+            unsafe { result::stream::begin_capture(stream.handle, OF_THIS_THREAD) }.map_err(failed)?;
+            let outcome = work();
+            // SAFETY: the capture has begun above.
+            let graph = unsafe { result::stream::end_capture(stream.handle) };
+            outcome?;
+            graph.map_err(failed)
+        })?;
         // SAFETY: the graph was just captured; the driver keeps what it needs of it.
         let handle = unsafe {
             let handle = result::graph::instantiate(graph, sys::CUgraphInstantiate_flags(0));
@@ -42,6 +44,7 @@ impl Graph {
 
 impl Recording for Graph {
     fn replay(&self) -> Result<(), CubeError> {
+        let _entered = self.stream.enter();
         self.stream.card.bind()?;
         // SAFETY: both live as long as this value; memory that the graph uses is held by the schedule that keeps it.
         unsafe { result::graph::launch(self.handle, self.stream.handle) }.map_err(failed)

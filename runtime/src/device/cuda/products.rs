@@ -1,7 +1,7 @@
 //! Products by cuBLASLt, where it is installed: its matrices are column-major, so a row-major c = a·b is its cᵀ = bᵀ·aᵀ.
 
-use super::super::cube::{CubeError, Matrix, MatrixProduct, Memory, Product};
 use super::server::{Allocation, Stream, address};
+use crate::device::cube::{CubeError, Matrix, MatrixProduct, Memory, Product};
 use cudarc::cublaslt::{result, sys};
 use kiln_compiler::ir::DType;
 use std::ffi::c_void;
@@ -212,6 +212,7 @@ unsafe impl Sync for Planned {}
 impl Product for Planned {
     fn launch(&self, a: &Memory, b: &Memory, c: &Memory, accumulate: bool) -> Result<(), CubeError> {
         let Products { handle, workspace, stream } = &*self.products;
+        let _entered = stream.enter();
         stream.card.bind()?;
         let (alpha, beta) = (1.0_f32, if accumulate { 1.0_f32 } else { 0.0 });
         let scalar = |x: &f32| std::ptr::from_ref(x).cast::<c_void>();

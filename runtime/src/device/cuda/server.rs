@@ -1,14 +1,15 @@
 //! Memory, copies and launches of one card, on one stream.
 
-use super::super::cube::{
-    Allocation as Piece, Arch, CubeError, KernelCache, Launched, MatrixProduct, Memory, Product, Recording, Server,
-    Spec, Work, cuda_source,
-};
 use super::card::{Card, failed};
 use super::compiler::Compiler;
+use super::gate::{Entered, Gate};
 use super::graph::Graph;
 use super::products::Products;
 use super::staging::Staging;
+use crate::device::cube::{
+    Allocation as Piece, Arch, CubeError, KernelCache, Launched, MatrixProduct, Memory, Product, Recording, Server,
+    Spec, Work, cuda_source,
+};
 use cudarc::driver::{result, sys};
 use std::collections::HashMap;
 use std::ffi::{CString, c_void};
@@ -23,6 +24,7 @@ pub struct Stream {
     pub card: Card,
     /// The driver's handle.
     pub handle: sys::CUstream,
+    gate: Gate,
 }
 
 // SAFETY: the driver allows every call on a stream from every thread that has made its context current.
@@ -34,11 +36,22 @@ impl Stream {
     fn new(card: Card) -> Result<Stream, CubeError> {
         card.bind()?;
         let handle = result::stream::create(result::stream::StreamKind::NonBlocking).map_err(failed)?;
-        Ok(Stream { card, handle })
+        Ok(Stream { card, handle, gate: Gate::default() })
+    }
+
+    /// Whoever enqueues something holds this meanwhile, so that no other thread captures it.
+    pub fn enter(&self) -> Option<Entered<'_>> {
+        self.gate.enter()
+    }
+
+    /// Runs `work` while nobody else enqueues.
+    pub fn alone<T>(&self, work: impl FnOnce() -> T) -> T {
+        self.gate.alone(work)
     }
 
     /// Waits for all work.
     fn wait(&self) -> Result<(), CubeError> {
+        let _entered = self.enter();
         self.card.bind()?;
         // SAFETY: the stream lives as long as this value.
         unsafe { result::stream::synchronize(self.handle) }.map_err(failed)
@@ -68,6 +81,7 @@ impl Allocation {
     /// # Errors
     /// What the driver says.
     pub fn new(stream: &Arc<Stream>, bytes: usize) -> Result<Allocation, CubeError> {
+        let _entered = stream.enter();
         stream.card.bind()?;
         // SAFETY: it is given back once, when this value is dropped.
         let at = match stream.card.has_pools {
@@ -80,6 +94,7 @@ impl Allocation {
 
 impl Drop for Allocation {
     fn drop(&mut self) {
+        let _entered = self.stream.enter();
         if self.stream.card.bind().is_ok() {
             // SAFETY: it was allocated once; work that uses it was enqueued before.
             let _ = match self.stream.card.has_pools {
@@ -213,15 +228,19 @@ impl Server for CudaServer {
 
     fn copy_in(&self, bytes: &[u8]) -> Result<Memory, CubeError> {
         let memory = self.allocate(bytes.len().next_multiple_of(size_of::<u32>()).max(size_of::<u32>()))?;
+        let _entered = self.stream.enter();
         self.state().staging.copy(bytes, address(&memory), self.stream.handle)?;
         Ok(memory)
     }
 
     fn copy_out(&self, memory: &Memory) -> Result<Vec<u8>, CubeError> {
-        self.stream.card.bind()?;
         let mut bytes = vec![0; memory.bytes()];
-        // SAFETY: the memory holds as many bytes, which are waited for before they are read.
-        unsafe { result::memcpy_dtoh_async(&mut bytes, address(memory), self.stream.handle) }.map_err(failed)?;
+        {
+            let _entered = self.stream.enter();
+            self.stream.card.bind()?;
+            // SAFETY: the memory holds as many bytes, which are waited for before they are read.
+            unsafe { result::memcpy_dtoh_async(&mut bytes, address(memory), self.stream.handle) }.map_err(failed)?;
+        }
         self.stream.wait()?;
         Ok(bytes)
     }
@@ -231,6 +250,7 @@ impl Server for CudaServer {
     }
 
     fn launch(&self, launch: Launched<'_>) -> Result<(), CubeError> {
+        let _entered = self.stream.enter();
         self.stream.card.bind()?;
         let mut state = self.state();
         let function = self.function(&mut state, &launch)?;

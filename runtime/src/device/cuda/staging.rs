@@ -1,7 +1,7 @@
 //! Pinned memory through which bytes reach a card: a copy from other memory would make the host wait for the card.
 
-use super::super::cube::CubeError;
 use super::card::failed;
+use crate::device::cube::CubeError;
 use cudarc::driver::{result, sys};
 use std::ffi::c_void;
 
