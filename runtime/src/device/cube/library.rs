@@ -88,22 +88,34 @@ impl DotTables {
 /// A planned `dot_general`.
 #[derive(Clone, Debug)]
 pub struct Dot {
-    table: Memory,
-    table_len: usize,
+    way: Way,
     extents: [usize; 4],
     /// Whether neighbours of a and of b lie along the contracted axes.
     along_k: [bool; 2],
     types: [DType; 3],
     round: Option<DType>,
-    /// The vendor's way, where it has one.
-    vendor: Option<VendorDot>,
-    scratch_bytes: usize,
+}
+
+/// Who computes it.
+#[derive(Clone, Debug)]
+enum Way {
+    /// The vendor's library.
+    Vendor(VendorDot),
+    /// Kiln's kernels, which read offsets from a table of so many words.
+    Table(Memory, usize),
 }
 
 impl Dot {
+    fn is_vendor(&self) -> bool {
+        matches!(self.way, Way::Vendor(_))
+    }
+
     /// Scratch that a run takes, in bytes.
     pub(super) fn scratch_bytes(&self) -> usize {
-        self.scratch_bytes
+        match &self.way {
+            Way::Vendor(dot) => dot.scratch_bytes(),
+            Way::Table(..) => 0,
+        }
     }
 }
 
@@ -292,17 +304,19 @@ impl CubeDevice {
         Ok(table)
     }
 
-    /// Uploads the tables of a product. `types` are those of a, b and c; sums are rounded to `round` before they are stored.
+    /// Finds out who computes a product, and uploads the table of offsets if Kiln's kernels do. `types` are those of a, b and c; sums are rounded to `round` before they are stored.
     ///
     /// # Errors
     /// [`CubeError`] if the device has failed.
     pub fn prepare_dot(&self, tables: &DotTables, types: [DType; 3], round: Option<DType>) -> Result<Dot, CubeError> {
-        let words = tables.words();
-        let table = self.table(&words)?;
-        let (table_len, along_k) = (words.len() / size_of::<u32>(), tables.along_k());
-        let vendor = self.vendor_dot(tables, types, round)?;
-        let scratch_bytes = vendor.as_ref().map_or(0, |v| v.scratch_bytes());
-        Ok(Dot { table, table_len, extents: tables.extents(), along_k, types, round, vendor, scratch_bytes })
+        let way = match self.vendor_dot(tables, types, round)? {
+            Some(dot) => Way::Vendor(dot),
+            None => {
+                let words = tables.words();
+                Way::Table(self.table(&words)?, words.len() / size_of::<u32>())
+            }
+        };
+        Ok(Dot { way, extents: tables.extents(), along_k: tables.along_k(), types, round })
     }
 
     /// c = a·b, or c += a·b.
@@ -316,10 +330,11 @@ impl CubeDevice {
         accumulate: bool,
         scratch: &mut Scratch,
     ) -> Result<(), CubeError> {
-        if let Some(vendor) = &dot.vendor {
-            return self.run_vendor_dot(vendor, [a, b, c], accumulate, scratch);
-        }
-        let table = Bound { memory: &dot.table, len: dot.table_len, ty: Type::new(U32) };
+        let (table, len) = match &dot.way {
+            Way::Vendor(vendor) => return self.run_vendor_dot(vendor, [a, b, c], accumulate, scratch),
+            Way::Table(table, len) => (table, *len),
+        };
+        let table = Bound { memory: table, len, ty: Type::new(U32) };
         let buffers = [self.bound(a), self.bound(b), table, self.bound(c)];
         let [batches, m, n, _] = dot.extents;
         let tiles = |tile: usize| batches * m.div_ceil(tile) * n.div_ceil(tile);
@@ -429,7 +444,7 @@ impl CubeDevice {
                 col: [steps(d, 1), steps(d, 1)],
             };
             let logits = self.prepare_dot(&logits, [x, w, DType::F32], None)?;
-            gradient = if logits.vendor.is_some() { x } else { DType::F32 };
+            gradient = if logits.is_vendor() { x } else { DType::F32 };
             chunks.push(LossChunk {
                 first,
                 rows: n,
