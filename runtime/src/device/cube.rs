@@ -10,8 +10,7 @@
 //! which [`CudaCompiler`] makes CUDA C++ without a device.
 
 mod arena;
-mod attention_mma;
-mod attention_tiled;
+mod attention_tiles;
 mod bodies;
 mod cache;
 mod catalog;

@@ -363,11 +363,8 @@ impl CubeDevice {
         [o, lse]: [&Buffer; 2],
         round: Option<DType>,
     ) -> Result<(), CubeError> {
-        if self.has_attention_mma(plan, &[q, k, v]) {
-            return self.attention_mma(plan, [q, k, v], [o, lse], round);
-        }
-        if self.has_attention_tiled(plan) {
-            return self.attention_tiled(plan, [q, k, v], [o, lse], round);
+        if let Some(tiles) = self.attention_tiles(plan, &[q, k, v]) {
+            return self.attention_by(tiles, plan, [q, k, v], [o, lse], round);
         }
         let types = [q.dtype, k.dtype, v.dtype, o.dtype];
         let Attention { head, causal, .. } = *plan;
@@ -391,11 +388,8 @@ impl CubeDevice {
     ) -> Result<(), CubeError> {
         let Attention { head, causal, .. } = *plan;
         let delta = scratch.take(self, DType::F32, plan.heads * plan.s)?;
-        if self.has_attention_mma(plan, &[q, k, v, o, d_o]) {
-            return self.attention_vjp_mma(plan, [q, k, v, o, lse, d_o], [d_q, d_k, d_v], rounds, &delta);
-        }
-        if self.has_attention_tiled(plan) {
-            return self.attention_vjp_tiled(plan, [q, k, v, o, lse, d_o], [d_q, d_k, d_v], rounds, &delta);
+        if let Some(tiles) = self.attention_tiles(plan, &[q, k, v, o, d_o]) {
+            return self.attention_vjp_by(tiles, plan, [q, k, v, o, lse, d_o], [d_q, d_k, d_v], rounds, &delta);
         }
         let types = [q.dtype, k.dtype, o.dtype, d_q.dtype];
         let kernel = LibraryKernel::AttentionQueries { types, round: rounds[0], head, causal };
