@@ -100,7 +100,7 @@ pub struct Dot {
 #[derive(Clone, Debug)]
 enum Way {
     /// The vendor's library.
-    Vendor(VendorDot),
+    Vendor(Box<VendorDot>),
     /// Kiln's kernels, which read offsets from a table of so many words.
     Table(Memory, usize),
 }
@@ -310,7 +310,7 @@ impl CubeDevice {
     /// [`CubeError`] if the device has failed.
     pub fn prepare_dot(&self, tables: &DotTables, types: [DType; 3], round: Option<DType>) -> Result<Dot, CubeError> {
         let way = match self.vendor_dot(tables, types, round)? {
-            Some(dot) => Way::Vendor(dot),
+            Some(dot) => Way::Vendor(Box::new(dot)),
             None => {
                 let words = tables.words();
                 Way::Table(self.table(&words)?, words.len() / size_of::<u32>())

@@ -23,7 +23,7 @@ use std::time::Duration;
 /// What a step launches, without its buffers.
 enum Operation {
     Region(Box<Prepared>),
-    Dot(Box<Dot>, Write),
+    Dot(Dot, Write),
     Attention(Attention, Option<DType>),
     AttentionVjp(Attention, [Option<DType>; 3]),
     Loss(Loss),
@@ -664,7 +664,7 @@ impl Library<'_> {
                 let tables = DotTables::new(&a, &b, &c, sizes)
                     .map_err(|axis| CubeError::Operation { operation: format!("dot_general over `{axis}`") })?;
                 let types = [inputs[0].dtype, inputs[1].dtype, outputs[0].dtype];
-                Operation::Dot(Box::new(device.prepare_dot(&tables, types, self.round(0))?), write[0])
+                Operation::Dot(device.prepare_dot(&tables, types, self.round(0))?, write[0])
             }
             "attention" | "attention_vjp" => {
                 let plan = Attention::new(&inputs[0].shape, &inputs[1].shape, sizes, attrs.flag("causal"));
