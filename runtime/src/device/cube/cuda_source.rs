@@ -23,12 +23,13 @@ use kiln_compiler::fuse::Region;
 use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
 
-/// Launches on cards: some thirty teams for each of about a hundred multiprocessors share a sum over rows; 256 units fill one with eight cubes; 16
-/// bytes of f32 are the widest load.
+/// Launches on cards: some sixteen teams for each of about a hundred multiprocessors share a sum over rows, all at once, since their registers let
+/// two cubes of eight run beside each other – twice as many would leave twice the partial sums; 256 units fill one with eight cubes; 16 bytes of
+/// f32 are the widest load.
 pub const CUDA_SHAPE: Shape = Shape {
     map_units: 256,
     row_units: 256,
-    column_teams: 4096,
+    column_teams: 2048,
     plane: Some(32),
     width: 4,
     narrow_width: 8,
