@@ -42,7 +42,7 @@ def rope_tables(sizes, device):
 
 
 class Gpt(torch.nn.Module):
-    """Pre-RMSNorm, half-split rotary positions, grouped queries, SwiGLU, tied head; parameters under Kiln's names and shapes."""
+    """Pre-RMSNorm, half-split rotary positions, grouped queries, SwiGLU, a head of its own or the embedding; parameters under Kiln's names and shapes."""
 
     def __init__(self, weights, sizes, device):
         super().__init__()
@@ -83,7 +83,8 @@ class Gpt(torch.nn.Module):
             at = f"trunk.blocks.{i}."
             x = x + self.attention(norm(x, at + "n1"), at + "attn.")
             x = x + self.swiglu(norm(x, at + "n2"), at + "mlp.")
-        logits = norm(x, "trunk.nf") @ self.w("trunk.emb").T
+        head = self.w("head" if "head" in self.names else "trunk.emb")
+        logits = norm(x, "trunk.nf") @ head.T
         return F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), ignore_index=-1)
 
 
@@ -115,7 +116,8 @@ class Run:
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
             loss = self.model(ids, targets)
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(self.params, self.recipe["clip"])
+        if self.recipe["clip"] is not None:
+            torch.nn.utils.clip_grad_norm_(self.params, self.recipe["clip"])
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         return loss.detach()

@@ -8,8 +8,8 @@ use kiln::optim::{AdamW, Optimizer};
 use kiln::schedule::Schedule;
 use serde::{Deserialize, Serialize};
 
-/// Every byte is a token.
-pub const VOCAB: usize = 256;
+/// Every byte is a token; of a larger vocabulary the rest is never seen.
+pub const BYTES: usize = 256;
 
 /// Values that may change when a run is resumed: they do not change what is computed.
 pub const FREE: &[&str] = &["threads", "log_every", "save_every", "eval_every"];
@@ -58,9 +58,9 @@ pub struct Config {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Preset {
-    /// 128 wide, 4 blocks of 4 heads, hidden 384; 16 rows of 128 bytes.
+    /// 128 wide, 4 blocks of 4 heads, hidden 384, 256 tokens; 16 rows of 128 bytes.
     Xs,
-    /// 256 wide, 6 blocks of 4 heads, hidden 704; 8 rows of 256 bytes.
+    /// 256 wide, 6 blocks of 4 heads, hidden 704, 4096 tokens; 8 rows of 256 bytes.
     S,
 }
 
@@ -113,14 +113,16 @@ pub struct Widths {
     pub k: usize,
     /// Hidden width.
     pub f: usize,
+    /// Vocabulary.
+    pub v: usize,
 }
 
 impl Preset {
-    /// Its widths.
+    /// Its widths: those of the benchmarks.
     pub fn widths(self) -> Widths {
         match self {
-            Preset::Xs => Widths { d: 128, g: 2, r: 2, k: 32, f: 384 },
-            Preset::S => Widths { d: 256, g: 2, r: 2, k: 64, f: 704 },
+            Preset::Xs => Widths { d: 128, g: 4, r: 1, k: 32, f: 384, v: BYTES },
+            Preset::S => Widths { d: 256, g: 4, r: 1, k: 64, f: 704, v: 4096 },
         }
     }
 

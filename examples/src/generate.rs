@@ -10,7 +10,7 @@ use kiln::session::Session;
 use kiln::state::State;
 
 use crate::cli::GenerateArgs;
-use crate::config::{Config, VOCAB};
+use crate::config::{BYTES, Config};
 use crate::failure::Failure;
 use crate::gpt::GptLogits;
 use crate::train::{dtype, sizes_of};
@@ -39,6 +39,7 @@ pub fn text(config: &Config, state: &State<'_>, args: &GenerateArgs) -> Result<S
     let sizes = sizes_of(config, 1);
     let mut session = Session::<GptLogits>::new(sizes, dtype(config.precision), BTreeMap::new(), config.threads)?;
     session.set_params(state)?;
+    let vocab = config.preset.widths().v;
     let mut bytes = args.prompt.clone().into_bytes();
     for i in 0..args.length {
         let window = &bytes[bytes.len().saturating_sub(config.seq)..];
@@ -48,7 +49,7 @@ pub fn text(config: &Config, state: &State<'_>, args: &GenerateArgs) -> Result<S
         ids.resize(config.seq, 0);
         let logits = session.forward(&ids)?;
         let uniform = random::uniform(args.seed, i as u64, 0);
-        bytes.push(choose(&logits[last * VOCAB..(last + 1) * VOCAB], args.temperature, uniform));
+        bytes.push(choose(&logits[last * vocab..][..BYTES], args.temperature, uniform));
     }
     Ok(String::from_utf8_lossy(&bytes).into_owned())
 }

@@ -1,4 +1,4 @@
-//! A GPT over bytes: rotary positions, grouped queries, RMSNorm before each part, SwiGLU, tied head.
+//! A GPT over bytes: rotary positions, grouped queries, RMSNorm before each part, SwiGLU; the head is a matrix of its own, or the embedding.
 
 // ANCHOR: model
 use kiln::prelude::*;
@@ -67,15 +67,32 @@ pub fn trunk(
     x.rms_norm(nf, 1e-5)
 }
 
-/// Training root: its output is the loss. `trunk.emb` reads the child's parameter (tied head).
+/// Training root: its output is the loss.
 #[layer]
-pub fn gpt(ids: Ids<B, S>, next: Ids<B, S>, #[sub] trunk: Trunk) -> Loss {
-    trunk.forward(ids).linear_cross_entropy(trunk.emb, next)
+pub fn gpt(
+    ids: Ids<B, S>,
+    next: Ids<B, S>,
+    #[sub] trunk: Trunk,
+    #[param(init = normal(0.02))] head: Tensor<V, D>,
+) -> Loss {
+    trunk.forward(ids).linear_cross_entropy(head, next)
 }
 
 /// Generating root over the same state.
 #[layer]
-pub fn gpt_logits(ids: Ids<B, S>, #[sub] trunk: Trunk) -> Tensor<B, S, V> {
-    trunk.forward(ids).einsum(trunk.emb, "b s d, v d -> b s v")
+pub fn gpt_logits(
+    ids: Ids<B, S>,
+    #[sub] trunk: Trunk,
+    #[param(init = normal(0.02))] head: Tensor<V, D>,
+) -> Tensor<B, S, V> {
+    trunk.forward(ids).einsum(head, "b s d, v d -> b s v")
 }
 // ANCHOR_END: model
+
+// ANCHOR: tied
+/// Training root whose head is the embedding: `trunk.emb` reads the child's parameter (tied weights).
+#[layer]
+pub fn gpt_tied(ids: Ids<B, S>, next: Ids<B, S>, #[sub] trunk: Trunk) -> Loss {
+    trunk.forward(ids).linear_cross_entropy(trunk.emb, next)
+}
+// ANCHOR_END: tied

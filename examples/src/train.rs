@@ -19,7 +19,7 @@ use kiln::trainer::{StepReport, TrainError, Trainer};
 use kiln::{DType, Sizes};
 
 use crate::cli::{GenerateArgs, TrainArgs};
-use crate::config::{Checkpoint, Config, DeviceChoice, FREE, Precision, VOCAB};
+use crate::config::{Checkpoint, Config, DeviceChoice, FREE, Precision};
 use crate::failure::Failure;
 use crate::generate;
 use crate::gpt::*;
@@ -197,7 +197,7 @@ pub fn session(config: &Config) -> Result<Trainer<Gpt>, Failure> {
 pub fn sizes_of(config: &Config, batch: usize) -> Sizes {
     let w = config.preset.widths();
     sizes! {
-        B = batch, S = config.seq, D = w.d, G = w.g, R = w.r, K = w.k, F = w.f, V = VOCAB, L = config.layers,
+        B = batch, S = config.seq, D = w.d, G = w.g, R = w.r, K = w.k, F = w.f, V = w.v, L = config.layers,
     }
 }
 

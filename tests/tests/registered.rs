@@ -7,7 +7,7 @@ use kiln::device::wgpu;
 use kiln::layer::{Layer, LayerDef};
 use kiln::link::{Keep, LinkOptions, link};
 use kiln::{DType, Sizes, sizes};
-use kiln_examples::gpt::{B, D, F, G, Gpt, GptLogits, K, L, R, S, V};
+use kiln_examples::gpt::{B, D, F, G, Gpt, GptLogits, GptTied, K, L, R, S, V};
 use kiln_examples::mlp::{Mlp, MlpLogits};
 use kiln_tests::skips;
 use libtest_mimic::{Arguments, Failed, Trial};
@@ -82,6 +82,7 @@ fn wgpu(name: &str, case: &KernelCase) -> Result<(), Failed> {
 fn none_missing(tensor: usize, keep: Keep) -> Result<(), Failed> {
     let gpt = sizes! { B = 4, S = 24, D = 20, G = 2, R = 2, K = 10, F = 36, V = 257, L = 2 };
     check_table(Gpt::DEF, &gpt, tensor, keep)?;
+    check_table(GptTied::DEF, &gpt, tensor, keep)?;
     check_table(GptLogits::DEF, &gpt, tensor, keep)?;
     let mlp = {
         use kiln_examples::mlp::{B, C, H, M, P};
@@ -120,7 +121,7 @@ fn check_table(root: &'static LayerDef, sizes: &Sizes, tensor: usize, keep: Keep
 fn recorded() -> Result<(), Failed> {
     let report = kiln::check::recordings()?;
     for layer in
-        ["attention", "block", "classifier", "gpt", "gpt_logits", "linear", "mlp", "mlp_logits", "swiglu", "trunk"]
+        ["attention", "block", "classifier", "gpt", "gpt_logits", "gpt_tied", "linear", "mlp", "mlp_logits", "swiglu", "trunk"]
     {
         if !report.compared.iter().any(|name| name == layer) {
             return Err(format!("`{layer}` is not among {:?}", report.compared).into());

@@ -1,7 +1,8 @@
 //! Every step of a model's plan, timed on the device, with the bytes that it must move and the products that it computes.
 
 use super::Result;
-use super::models::Model;
+use crate::models::{CLIP, Model};
+use kiln_examples::gpt::GptTied;
 use kiln::device::Target;
 use kiln::exec::{Mode, Run};
 use kiln::plan::{Plan, Step, Work};
@@ -68,7 +69,7 @@ pub fn run(model: &Model, target: &Target, is_quick: bool) -> Result<Timed> {
     let precision = model.precision;
     let repeats = if is_quick { QUICK_REPEATS } else { REPEATS };
     let copy = copy(target, is_quick)?;
-    let mut trainer = model.trainer(target.clone()).build()?;
+    let mut trainer = model.trainer::<GptTied>(target.clone()).clip(CLIP).build()?;
     // Values of a real step lie in all buffers.
     trainer.step(&model.batch(&model.tokens(1), 0))?;
     let first = Run { step: 0, micro: 0, part: 0, loss_scale: 1.0 };

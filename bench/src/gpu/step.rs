@@ -1,7 +1,8 @@
 //! Tokens per second of whole training steps, and the losses on the way.
 
 use super::Result;
-use super::models::Model;
+use crate::models::{CLIP, Model};
+use kiln_examples::gpt::GptTied;
 use kiln::device::Target;
 use serde::Serialize;
 use std::path::Path;
@@ -38,7 +39,7 @@ pub struct Timed {
 /// If the session cannot be built, a step fails, or a file cannot be written.
 pub fn run(model: &Model, target: &Target, folder: &Path) -> Result<Timed> {
     let (precision, protocol) = (model.precision, model.protocol);
-    let mut trainer = model.trainer(target.clone()).build()?;
+    let mut trainer = model.trainer::<GptTied>(target.clone()).clip(CLIP).build()?;
     let tokens = model.tokens(protocol.steps());
     model.write(&trainer, &tokens, folder)?;
     let begin = Instant::now();
@@ -93,7 +94,7 @@ pub fn run(model: &Model, target: &Target, folder: &Path) -> Result<Timed> {
 /// If the session does not fit, or a step fails.
 pub fn probe(model: &Model, target: &Target) -> Result<()> {
     const STEPS: usize = 2;
-    let mut trainer = model.trainer(target.clone()).build()?;
+    let mut trainer = model.trainer::<GptTied>(target.clone()).clip(CLIP).build()?;
     let tokens = model.tokens(STEPS);
     for step in 0..STEPS {
         trainer.submit(&model.batch(&tokens, step))?;

@@ -1,8 +1,8 @@
 //! The parts of the suite and the file of their numbers. A part that dies is a line in the file, and the others go on.
 
 use super::check::{Checked, Share};
-use super::models;
 use super::{Result, check, kernels, step, train};
+use crate::models;
 use clap::{Parser, ValueEnum};
 use kiln::DType;
 use kiln::device::Target;
@@ -126,7 +126,7 @@ pub fn run(options: &Options) -> Result<bool> {
         parts: earlier.parts,
         failures: earlier.failures,
     };
-    models::write_recipe(&options.weights(), options.batch, options.quick)?;
+    models::write_recipe(&options.weights(), &models::timed(options.batch, options.quick), Some(models::CLIP))?;
     let all = Part::value_variants();
     for &part in all.iter().filter(|p| options.parts.is_empty() || options.parts.contains(p)) {
         let begin = Instant::now();

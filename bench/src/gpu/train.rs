@@ -1,6 +1,8 @@
 //! The example's XS model on a device and on the host, from the same seed over the same tokens.
 
-use super::{Result, models};
+use super::Result;
+use crate::models::{self, CLIP};
+use kiln_examples::gpt::GptTied;
 use kiln::device::Target;
 use serde::Serialize;
 
@@ -34,7 +36,7 @@ pub fn run(target: &Target, is_quick: bool) -> Result<Trained> {
     let (model, steps) = (models::xs(is_quick), if is_quick { QUICK_STEPS } else { STEPS });
     let tokens = model.tokens(steps);
     // Two micro-batches a step: a run that begins gradients, and one that adds to them.
-    let session = |target: Target| model.trainer(target).accumulate(2);
+    let session = |target: Target| model.trainer::<GptTied>(target).clip(CLIP).accumulate(2);
     let (mut device, mut host) = (session(target.clone()).build()?, session(Target::Host).build()?);
     let mut all = Trained::default();
     for step in 0..steps {

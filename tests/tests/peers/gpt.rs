@@ -5,7 +5,7 @@ use std::process::Command;
 
 use kiln::Sizes;
 use kiln::optim::{AdamW, Optimizer};
-use kiln::prelude::sizes;
+use kiln::prelude::*;
 use kiln::schedule::Schedule;
 use kiln::trainer::Trainer;
 use kiln_examples::gpt::*;
@@ -13,6 +13,12 @@ use kiln_tests::peers::{self, Values, relative};
 use kiln_tests::skips;
 use safetensors::tensor::TensorView;
 use safetensors::{Dtype, SafeTensors};
+
+/// Generating root over the state of `GptTied`.
+#[layer]
+pub fn tied_logits(ids: Ids<B, S>, #[sub] trunk: Trunk) -> Tensor<B, S, V> {
+    trunk.forward(ids).einsum(trunk.emb, "b s d, v d -> b s v")
+}
 
 /// Both run in f32 or better. The bound of the project for a whole GPT: ‖Δ‖/‖reference‖ of each tensor.
 const F32_MODEL: f64 = 1e-4;
@@ -25,11 +31,11 @@ fn sizes_of(v: &Values) -> Sizes {
 }
 
 /// A session at PyTorch's first parameters.
-fn session(v: &Values) -> Trainer<Gpt> {
+fn session(v: &Values) -> Trainer<GptTied> {
     let number = |name: &str| v.about["adamw"][name].as_f64().expect("a number");
     let beta = |i: usize| v.about["adamw"]["betas"][i].as_f64().expect("a number");
     let adamw = AdamW { betas: (beta(0), beta(1)), eps: number("eps"), weight_decay: number("weight_decay") };
-    let mut trainer = Trainer::<Gpt>::new(sizes_of(v))
+    let mut trainer = Trainer::<GptTied>::new(sizes_of(v))
         .optimizer(Optimizer::AdamW(adamw))
         .schedule(Schedule::constant(number("lr")))
         .build()
@@ -50,8 +56,8 @@ fn batch(v: &Values, step: usize) -> (Vec<i32>, Vec<i32>) {
 }
 
 /// Logits of the trainer's parameters.
-fn logits(v: &Values, trainer: &Trainer<Gpt>, ids: &Vec<i32>) -> Vec<f32> {
-    let mut session = trainer.session::<GptLogits>(sizes_of(v)).expect("the roots share a state");
+fn logits(v: &Values, trainer: &Trainer<GptTied>, ids: &Vec<i32>) -> Vec<f32> {
+    let mut session = trainer.session::<TiedLogits>(sizes_of(v)).expect("the roots share a state");
     session.forward(ids).expect("the batch fits")
 }
 

@@ -1,12 +1,13 @@
-//! The models that the suite trains, how long, and the tokens; PyTorch reads the same from `models.json` and the files beside it.
+//! The models that the suites train, how long, and the tokens; peers read the same from `models.json` and the files beside it.
 
-use super::Result;
+use crate::Result;
 use kiln::device::Target;
+use kiln::layer::Layer;
 use kiln::optim::{AdamW, Optimizer};
 use kiln::schedule::Schedule;
 use kiln::trainer::{Trainer, TrainerBuilder};
 use kiln::{Axis, DType, Sizes, random, sizes};
-use kiln_examples::gpt::*;
+use kiln_examples::gpt::{B, D, F, G, K, L, R, S, V};
 use serde::Serialize;
 use std::collections::BTreeMap;
 use std::fs;
@@ -15,7 +16,7 @@ use std::path::Path;
 /// A model with the batch that it is trained on, and for how long.
 #[derive(Clone, Debug)]
 pub struct Model {
-    /// `xs`, `s` or `124m`.
+    /// `xs`, `s`, `s_odd` or `124m`.
     pub name: &'static str,
     /// What its layers compute in.
     pub precision: DType,
@@ -49,7 +50,8 @@ const LR: f64 = 3e-4;
 const BETAS: (f64, f64) = (0.9, 0.95);
 const EPS: f64 = 1e-8;
 const WEIGHT_DECAY: f64 = 0.1;
-const CLIP: f64 = 1.0;
+/// Largest norm of the gradients on a card.
+pub const CLIP: f64 = 1.0;
 const SEED: u64 = 5;
 
 impl Protocol {
@@ -59,16 +61,22 @@ impl Protocol {
     }
 }
 
-/// 918,656 parameters less the head, which is tied: what the device trains beside the host.
+/// 918,656 parameters with a head of its own.
 pub fn xs(is_quick: bool) -> Model {
     let full = sizes! { B = 16, S = 128, D = 128, G = 4, R = 1, K = 32, F = 384, V = 256, L = 4 };
     Model::new("xs", DType::F32, full, FULL, is_quick)
 }
 
-/// S of the benchmarks, its head tied.
+/// 6,917,376 parameters with a head of its own.
 pub fn s(precision: DType, is_quick: bool) -> Model {
     let full = sizes! { B = 8, S = 256, D = 256, G = 4, R = 1, K = 64, F = 704, V = 4096, L = 6 };
     Model::new("s", precision, full, FULL, is_quick)
+}
+
+/// As S, with sizes that are no powers of two and no multiples of a vector.
+pub fn s_odd(is_quick: bool) -> Model {
+    let full = sizes! { B = 8, S = 200, D = 240, G = 5, R = 1, K = 48, F = 650, V = 4096, L = 6 };
+    Model::new("s_odd", DType::F32, full, FULL, is_quick)
 }
 
 /// GPT-2's smallest sizes with SwiGLU: 124 million parameters. In f32 the batch is small and steps are few.
@@ -94,15 +102,14 @@ impl Model {
         }
     }
 
-    /// A session as the suite trains it.
-    pub fn trainer(&self, target: Target) -> TrainerBuilder<Gpt> {
+    /// A session of a root as the suites train it.
+    pub fn trainer<Root: Layer>(&self, target: Target) -> TrainerBuilder<Root> {
         let rule = AdamW { betas: BETAS, eps: EPS, weight_decay: WEIGHT_DECAY };
-        Trainer::<Gpt>::new(self.sizes.clone())
+        Trainer::<Root>::new(self.sizes.clone())
             .seed(SEED)
             .precision(self.precision)
             .optimizer(Optimizer::AdamW(rule))
             .schedule(Schedule::constant(LR))
-            .clip(CLIP)
             .device(target)
     }
 
@@ -154,7 +161,7 @@ impl Model {
     ///
     /// # Errors
     /// If a file cannot be written, or the device has failed.
-    pub fn write(&self, trainer: &Trainer<Gpt>, tokens: &[i32], folder: &Path) -> Result<()> {
+    pub fn write<Root: Layer>(&self, trainer: &Trainer<Root>, tokens: &[i32], folder: &Path) -> Result<()> {
         let mut state = trainer.state(&[])?;
         state.tensors.retain(|name, _| !name.starts_with("optimizer."));
         state.save(&folder.join(self.weights_file()))?;
@@ -163,14 +170,15 @@ impl Model {
     }
 }
 
-/// Everything that PyTorch must know to do the same.
+/// Everything that a peer must know to do the same.
 #[derive(Serialize)]
 struct Recipe {
     lr: f64,
     betas: (f64, f64),
     eps: f64,
     weight_decay: f64,
-    clip: f64,
+    /// Largest norm of the gradients; absent where they are not clipped.
+    clip: Option<f64>,
     models: Vec<Entry>,
 }
 
@@ -184,7 +192,7 @@ struct Entry {
     tokens: String,
 }
 
-/// The models whose steps are timed beside PyTorch's.
+/// The models whose steps are timed on a card beside PyTorch's.
 pub fn timed(batch: usize, is_quick: bool) -> [Model; 4] {
     let [bf16, f32] = [DType::Bf16, DType::F32];
     [gpt_124m(batch, bf16, is_quick), gpt_124m(batch, f32, is_quick), s(bf16, is_quick), s(f32, is_quick)]
@@ -194,8 +202,8 @@ pub fn timed(batch: usize, is_quick: bool) -> [Model; 4] {
 ///
 /// # Errors
 /// If it cannot be written.
-pub fn write_recipe(folder: &Path, batch: usize, is_quick: bool) -> Result<()> {
-    let entry = |m: Model| Entry {
+pub fn write_recipe(folder: &Path, models: &[Model], clip: Option<f64>) -> Result<()> {
+    let entry = |m: &Model| Entry {
         name: m.name,
         precision: m.precision.to_string(),
         protocol: m.protocol,
@@ -203,8 +211,8 @@ pub fn write_recipe(folder: &Path, batch: usize, is_quick: bool) -> Result<()> {
         weights: m.weights_file(),
         tokens: m.tokens_file(),
     };
-    let models = timed(batch, is_quick).map(entry).into();
-    let recipe = Recipe { lr: LR, betas: BETAS, eps: EPS, weight_decay: WEIGHT_DECAY, clip: CLIP, models };
+    let models = models.iter().map(entry).collect();
+    let recipe = Recipe { lr: LR, betas: BETAS, eps: EPS, weight_decay: WEIGHT_DECAY, clip, models };
     fs::create_dir_all(folder)?;
     Ok(fs::write(folder.join("models.json"), serde_json::to_string_pretty(&recipe)?)?)
 }

@@ -1,0 +1,39 @@
+//! The host suite: how fast are whole training steps beside those of other libraries, on the same processor?
+//!
+//! In: models, weights and tokens that `prepare` writes to a folder, and one program for each library that answers a line protocol
+//! ([`serve`]). Out: one JSON file of raw numbers, a table and a picture. Programs stay alive and take turns, so that whatever slows
+//! the machine down slows all of them.
+
+pub mod serve;
+
+use crate::Result;
+use crate::models::{Model, s, s_odd, write_recipe, xs};
+use kiln::DType;
+use kiln::device::Target;
+use kiln::trainer::TrainerBuilder;
+use kiln_examples::gpt::Gpt;
+use std::path::Path;
+
+/// The models of the suite; the first two are the presets of `gpt`.
+pub fn models() -> [Model; 3] {
+    [xs(false), s(DType::F32, false), s_odd(false)]
+}
+
+/// A session as the suite trains it.
+pub fn trainer(model: &Model, threads: usize) -> TrainerBuilder<Gpt> {
+    model.trainer(Target::Host).threads(threads)
+}
+
+/// Writes `models.json`, and the weights and tokens of each model.
+///
+/// # Errors
+/// If a session cannot be built or a file cannot be written.
+pub fn prepare(folder: &Path, steps: usize) -> Result<()> {
+    let models = models();
+    write_recipe(folder, &models, None)?;
+    for model in models {
+        let trainer = trainer(&model, 1).build()?;
+        model.write(&trainer, &model.tokens(steps), folder)?;
+    }
+    Ok(())
+}
