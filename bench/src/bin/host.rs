@@ -20,6 +20,11 @@ enum Command {
         /// Where to
         folder: PathBuf,
     },
+    /// Time every step of the plan
+    Kernels {
+        /// Model: xs, s or s_odd
+        model: String,
+    },
     /// Train as the lines of standard input say
     Serve {
         /// Model: xs, s or s_odd
@@ -36,6 +41,12 @@ const BATCHES: usize = 64;
 fn main() -> Result<()> {
     match Cli::parse().command {
         Command::Prepare { folder } => prepare(&folder, BATCHES),
+        Command::Kernels { model } => {
+            let known = models();
+            let model = known.iter().find(|m| m.name == model).ok_or(format!("no model `{model}`"))?;
+            kiln_bench::gpu::kernels::run(model, &kiln::device::Target::Host, false)?;
+            Ok(())
+        }
         Command::Serve { model, threads } => {
             let known = models();
             let model = known.iter().find(|m| m.name == model).ok_or(format!("no model `{model}`"))?;

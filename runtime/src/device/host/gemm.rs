@@ -55,6 +55,12 @@ const ROWS_PER_TASK: usize = 120;
 const COLUMNS_PER_TASK: usize = 512;
 // Packed B is at most this many elements (8 MiB); wider products are done in column ranges.
 const PACKED_B: usize = 2 << 20;
+// Packed B of more elements than this (1 MiB) is better packed by those who need it, if K is long.
+const DEEP_B: usize = 1 << 16;
+// Elements of a task that packs for itself: operands of a block of K and its part of C (1.5 MiB) stay in the second-level cache.
+const DEEP_TASK: usize = 3 << 17;
+// Tasks per thread of such products: more would pack more.
+const DEEP_TASKS_PER_THREAD: usize = 2;
 // Below this many multiply-adds, waking a thread costs more than it saves.
 const SERIAL_WORK: usize = 1 << 16;
 // Up to this many rows, B is read once in place instead of being packed.
@@ -140,6 +146,9 @@ pub struct GemmPlan {
 enum Way {
     /// B is packed once by all threads, then tasks are blocks of C.
     Shared,
+    /// A long K and a small C: a task is a block of C, and its thread packs what it needs of both operands, one block of K after the
+    /// other, so that they never leave its cache.
+    Deep,
     /// A task is a batch index, and its thread packs for itself.
     PerBatch,
     /// Few rows: B is read in place; tasks are ranges of columns.
@@ -192,8 +201,33 @@ impl GemmPlan {
             Way::Skinny
         } else if self.a_batch.len() >= 2 && (self.a_batch.len() >= 2 * self.threads || m * n * k < SERIAL_WORK) {
             Way::PerBatch
+        } else if m < k && k * n > DEEP_B {
+            Way::Deep
         } else {
             Way::Shared
+        }
+    }
+
+    /// Rows and columns of a task that packs for itself: as square as it takes to pack little, with few enough to stay in the cache.
+    fn deep_shape(&self) -> (usize, usize) {
+        let (m, n) = (self.a_row.len(), self.b_col.len());
+        let (mr, nr) = (self.micro.mr, self.micro.nr);
+        let shape = |down: usize, across: usize| {
+            (m.div_ceil(down).next_multiple_of(mr), n.div_ceil(across).next_multiple_of(nr))
+        };
+        let most = DEEP_TASKS_PER_THREAD * self.threads;
+        let mut tasks = most;
+        loop {
+            // Every row of A is packed once for each task across, every column of B once for each down.
+            let splits = (1..=tasks).map(|down| (down, tasks.div_ceil(down)));
+            let fits = splits.filter(|&(down, across)| {
+                let (rows, cols) = shape(down, across);
+                rows <= MOST_STRIPS * mr && (rows + cols) * K_BLOCK + rows * cols <= DEEP_TASK
+            });
+            match fits.min_by_key(|&(down, across)| m * across + n * down) {
+                Some((down, across)) => return shape(down, across),
+                None => tasks *= 2,
+            }
         }
     }
 
@@ -231,6 +265,12 @@ impl GemmPlan {
         (rows, cols)
     }
 
+    /// Packed operands, and sums that wait for the last block of K, of one worker of [`Way::Deep`].
+    fn deep_worker_len(&self) -> usize {
+        let (rows, cols) = self.deep_shape();
+        (rows + cols) * self.k_block() + rows * cols
+    }
+
     /// Packed A, and sums that wait for the last block of K, of one worker.
     fn worker_len(&self) -> usize {
         let rows = (ROWS_PER_TASK + 2 * self.micro.mr).min(self.a_row.len().next_multiple_of(self.micro.mr));
@@ -243,6 +283,7 @@ impl GemmPlan {
         let k = self.a_k.len();
         match self.way {
             Way::Shared => k * self.column_range() + self.threads * self.worker_len(),
+            Way::Deep => self.threads * self.deep_worker_len(),
             Way::PerBatch => self.threads * (k * self.column_range() + self.worker_len()),
             Way::Skinny => self.a_row.len() * k,
         }
@@ -288,6 +329,7 @@ impl GemmPlan {
                     call.shared(&Pool::serial(), i, part);
                 });
             }
+            Way::Deep => (0..batch).for_each(|i| call.deep(pool, i, workspace)),
             Way::Skinny => (0..batch).for_each(|i| call.skinny(pool, i, workspace)),
         }
     }
@@ -365,13 +407,30 @@ impl Call<'_> {
                     let len = p.worker_len();
                     (workers.slice(worker * len, len), shared.read(col * k, block.cols.next_multiple_of(nr) * k))
                 };
-                self.block(block, b, scratch);
+                self.block(block, Panels::Whole(b), scratch);
             });
         }
     }
 
-    /// One block of C; `b` holds its packed panels.
-    fn block(&self, at: Block, b: &[f32], scratch: &mut [f32]) {
+    /// One batch index whose tasks pack for themselves.
+    fn deep(&self, pool: &Pool, batch: usize, workspace: &mut [f32]) {
+        let p = self.plan;
+        let (m, n) = (p.a_row.len(), p.b_col.len());
+        let (rows, cols) = p.deep_shape();
+        let (down, len) = (m.div_ceil(rows), p.deep_worker_len());
+        let workers = Shared::new(workspace);
+        pool.run(down * n.div_ceil(cols), |task, worker| {
+            let (row, col) = (task % down * rows, task / down * cols);
+            let block = Block { batch, row, rows: rows.min(m - row), col, cols: cols.min(n - col) };
+            // SAFETY: a worker runs one task at a time, and only it uses its part.
+            let scratch = unsafe { workers.slice(worker * len, len) };
+            let (panels, scratch) = scratch.split_at_mut(cols * p.k_block());
+            self.block(block, Panels::Own(panels), scratch);
+        });
+    }
+
+    /// One block of C.
+    fn block(&self, at: Block, mut b: Panels<'_>, scratch: &mut [f32]) {
         let p = self.plan;
         let (mr, nr, k, step) = (self.micro.mr, self.micro.nr, self.depth, even_blocks(self.depth));
         let plain = self.c.dtype() == DType::F32 && matches!(self.epilogue.round, None | Some(DType::F32));
@@ -383,8 +442,16 @@ impl Call<'_> {
         for k0 in (0..k.max(1)).step_by(step) {
             let depth = step.min(k - k0);
             let add = k0 > 0 || self.epilogue.accumulate;
-            for i in (0..at.rows).step_by(mr) {
+            let mut strips = [Strip::default(); MOST_STRIPS];
+            assert!(at.rows <= MOST_STRIPS * mr, "a block of {} rows is too tall", at.rows);
+            for (strip, i) in strips.iter_mut().zip((0..at.rows).step_by(mr)) {
                 let lanes = Lanes { table: &p.a_row, first: at.row + i, count: mr.min(at.rows - i), width: mr };
+                if let Some(in_place) = self.in_place(p.a_batch.at[at.batch], lanes, k0, depth) {
+                    *strip = in_place;
+                    continue;
+                }
+                let dst = &mut packed[i * depth..(i + mr) * depth];
+                *strip = Strip { a: dst.as_ptr(), row: 1, k: mr };
                 self.pack(
                     self.a,
                     p.a_batch.at[at.batch],
@@ -392,13 +459,21 @@ impl Call<'_> {
                     &p.a_k,
                     k0,
                     depth,
-                    &mut packed[i * depth..(i + mr) * depth],
+                    dst,
                 );
             }
             for j in (0..at.cols).step_by(nr) {
                 let width = nr.min(at.cols - j);
-                let panel = &b[j * k + k0 * nr..j * k + (k0 + depth) * nr];
-                for i in (0..at.rows).step_by(mr) {
+                let panel = match &mut b {
+                    Panels::Whole(b) => &b[j * k + k0 * nr..j * k + (k0 + depth) * nr],
+                    Panels::Own(b) => {
+                        let dst = &mut b[j * depth..(j + nr) * depth];
+                        let lanes = Lanes { table: &p.b_col, first: at.col + j, count: width, width: nr };
+                        self.pack(self.b, p.b_batch.at[at.batch], lanes, &p.b_k, k0, depth, dst);
+                        &*dst
+                    }
+                };
+                for (strip, i) in strips.iter().zip((0..at.rows).step_by(mr)) {
                     let rows = mr.min(at.rows - i);
                     let here = Block { row: at.row + i, rows, col: at.col + j, cols: width, ..at };
                     let (c, c_row, into) = if wait {
@@ -409,11 +484,11 @@ impl Call<'_> {
                     } else {
                         (tile.as_mut_ptr(), nr, Into::Overwrite)
                     };
-                    let a = packed[i * depth..].as_ptr();
-                    // SAFETY: the packed panels hold `mr × depth` and `depth × nr` elements; C has room for `rows` rows of `nr`: the
+                    // SAFETY: strips and panels hold `rows × depth` and `depth × nr` elements; C has room for `rows` rows of `nr`: the
                     // tile and the sums by their sizes, the result as `direct` checks.
                     unsafe {
-                        let o = Operands { k: depth, a, a_row: 1, a_k: mr, b: panel.as_ptr(), b_k: nr, c, c_row };
+                        let Strip { a, row: a_row, k: a_k } = *strip;
+                        let o = Operands { k: depth, a, a_row, a_k, b: panel.as_ptr(), b_k: nr, c, c_row };
                         self.micro.call(rows, o, into);
                     }
                     if c == tile.as_mut_ptr() {
@@ -428,6 +503,18 @@ impl Call<'_> {
                 self.finish(here, &mut sums[i * sums_row..], sums_row, self.epilogue.accumulate);
             }
         }
+    }
+
+    /// Rows of A where they lie, if they are as good as packed: f32, each of them in one piece.
+    fn in_place(&self, base: usize, lanes: Lanes<'_>, k0: usize, depth: usize) -> Option<Strip> {
+        let p = self.plan;
+        if self.pairs || self.a.dtype() != DType::F32 || depth == 0 || !p.a_k.unit(k0, depth) {
+            return None;
+        }
+        let row = lanes.table.stride(lanes.first, lanes.count)?;
+        let first = base + lanes.table.at[lanes.first] + p.a_k.at[k0];
+        let all = self.a.f32s(first, (lanes.count - 1) * row + depth);
+        Some(Strip { a: all.as_ptr(), row, k: 1 })
     }
 
     /// Packs words `k0..k0 + depth`.
@@ -508,6 +595,31 @@ impl Call<'_> {
     }
 }
 
+/// Packed columns of B of one block of C.
+enum Panels<'a> {
+    /// Along all of K, packed before.
+    Whole(&'a [f32]),
+    /// Room for a block of K, packed when it is its turn.
+    Own(&'a mut [f32]),
+}
+
+/// Some rows of A: element (i, p) lies at `row·i + k·p`.
+#[derive(Clone, Copy)]
+struct Strip {
+    a: *const f32,
+    row: usize,
+    k: usize,
+}
+
+impl Default for Strip {
+    fn default() -> Strip {
+        Strip { a: std::ptr::null(), row: 0, k: 0 }
+    }
+}
+
+// Strips of the tallest task with the lowest micro-kernel.
+const MOST_STRIPS: usize = 128;
+
 // Rows times columns of the largest micro-kernel.
 const MOST_TILE: usize = 12 * 32;
 
@@ -540,6 +652,9 @@ fn pack_floats_body<F: Fma>(
     if depth == 0 {
         return;
     }
+    if src.dtype() == DType::F32 {
+        return pack_f32::<F>(src.f32s(0, src.len()), base, lanes, ks, k0, depth, dst);
+    }
     if table.unit(first, count) {
         for (k, row) in dst.chunks_exact_mut(width).enumerate() {
             src.load(base + table.at[first] + ks.at[k0 + k], &mut row[..count]);
@@ -561,7 +676,7 @@ fn pack_floats_body<F: Fma>(
             for (i, row) in square.iter_mut().enumerate() {
                 src.load(at(lane + i), row);
             }
-            transpose::square::<F>(&square, &mut part[lane..], width);
+            transpose::square::<F>(square.each_ref(), &mut part[lane..], width);
         }
         for lane in whole..count {
             let mut line = [0.0f32; SIDE];
@@ -572,6 +687,94 @@ fn pack_floats_body<F: Fma>(
         }
         k += n;
     }
+}
+
+/// As [`pack_floats`], straight from memory.
+#[inline(always)]
+fn pack_f32<F: Fma>(
+    src: &[f32],
+    base: usize,
+    lanes: Lanes<'_>,
+    ks: &Table,
+    k0: usize,
+    depth: usize,
+    dst: &mut [f32],
+) {
+    let Lanes { table, first, count, width } = lanes;
+    let dst = &mut dst[..depth * width];
+    if count < width {
+        dst.fill(0.0);
+    }
+    let mut lane = 0;
+    while lane < count {
+        let run = (table.run[first + lane] as usize).min(count - lane);
+        // Lanes that lie apart are transposed, if neighbours along K lie beside each other; all others are copied.
+        if run < transpose::SMALL && ks.run[k0] as usize >= transpose::SMALL {
+            let at = |i: usize| base + table.at[first + lane + i];
+            let to = &mut dst[lane..];
+            lane += match count - lane {
+                SIDE.. => transpose_lanes::<F, SIDE>(src, std::array::from_fn(at), ks, k0, depth, to, width),
+                transpose::SMALL.. => {
+                    transpose_lanes::<F, { transpose::SMALL }>(src, std::array::from_fn(at), ks, k0, depth, to, width)
+                }
+                _ => transpose_lanes::<F, 1>(src, [at(0)], ks, k0, depth, to, width),
+            };
+            continue;
+        }
+        let (from, to) = (&src[base + table.at[first + lane]..], &mut dst[lane..]);
+        let at = &ks.at[k0..k0 + depth];
+        match run {
+            32 => copy_lanes::<32>(from, at, to, width),
+            16 => copy_lanes::<16>(from, at, to, width),
+            12 => copy_lanes::<12>(from, at, to, width),
+            8 => copy_lanes::<8>(from, at, to, width),
+            6 => copy_lanes::<6>(from, at, to, width),
+            4 => copy_lanes::<4>(from, at, to, width),
+            _ => {
+                for (k, &at) in at.iter().enumerate() {
+                    to[k * width..][..run].copy_from_slice(&from[at..at + run]);
+                }
+            }
+        }
+        lane += run;
+    }
+}
+
+/// N lanes that lie beside each other, in a number of elements that the compiler knows.
+#[inline(always)]
+fn copy_lanes<const N: usize>(from: &[f32], ks: &[usize], dst: &mut [f32], width: usize) {
+    for (k, &at) in ks.iter().enumerate() {
+        dst[k * width..][..N].copy_from_slice(&from[at..at + N]);
+    }
+}
+
+/// N lanes that begin at `at`, along K in squares where its neighbours lie beside each other. Gives N.
+#[inline(always)]
+fn transpose_lanes<F: Fma, const N: usize>(
+    src: &[f32],
+    at: [usize; N],
+    ks: &Table,
+    k0: usize,
+    depth: usize,
+    dst: &mut [f32],
+    width: usize,
+) -> usize {
+    let mut k = 0;
+    while k < depth {
+        let run = (ks.run[k0 + k] as usize).min(depth - k);
+        let from = at.map(|at| &src[at + ks.at[k0 + k]..][..run]);
+        let squares = if N == 1 { 0 } else { run / N };
+        for i in 0..squares {
+            transpose::lanes::<F, N>(from.map(|row| &row[i * N..][..N]), &mut dst[(k + i * N) * width..], width);
+        }
+        for i in squares * N..run {
+            for (to, row) in dst[(k + i) * width..].iter_mut().zip(from) {
+                *to = row[i];
+            }
+        }
+        k += run;
+    }
+    N
 }
 
 multiversion! {
@@ -623,7 +826,7 @@ fn pack_pairs_body<F: Fma>(
                     *to = word(low, high);
                 }
             }
-            transpose::square::<F>(&square, &mut part[lane..], width);
+            transpose::square::<F>(square.each_ref(), &mut part[lane..], width);
         }
         // At least one word: its neighbours may lie apart, or the second may not exist.
         let n = run.max(1);

@@ -1,4 +1,4 @@
-//! Transposes of 8×8 squares in registers: the inner step of packing a matrix whose fast axis is the other one.
+//! Transposes of squares in registers: the inner step of packing a matrix whose fast axis is the other one.
 #![allow(unsafe_code)]
 
 use super::cpu::Fma;
@@ -8,7 +8,7 @@ pub(super) const SIDE: usize = 8;
 
 /// Writes column `i` of the square to `dst[i·pitch..i·pitch + 8]`.
 #[inline(always)]
-pub(super) fn square<F: Fma>(rows: &[[f32; SIDE]; SIDE], dst: &mut [f32], pitch: usize) {
+pub(super) fn square<F: Fma>(rows: [&[f32; SIDE]; SIDE], dst: &mut [f32], pitch: usize) {
     assert!(dst.len() >= (SIDE - 1) * pitch + SIDE);
     #[cfg(target_arch = "x86_64")]
     if F::FUSED {
@@ -28,10 +28,10 @@ pub(super) fn square<F: Fma>(rows: &[[f32; SIDE]; SIDE], dst: &mut [f32], pitch:
 #[cfg(target_arch = "x86_64")]
 #[inline]
 #[target_feature(enable = "avx")]
-unsafe fn avx(rows: &[[f32; SIDE]; SIDE], dst: *mut f32, pitch: usize) {
+unsafe fn avx(rows: [&[f32; SIDE]; SIDE], dst: *mut f32, pitch: usize) {
     use std::arch::x86_64::*;
     // SAFETY: each row has eight elements.
-    let r = rows.each_ref().map(|row| unsafe { _mm256_loadu_ps(row.as_ptr()) });
+    let r = rows.map(|row| unsafe { _mm256_loadu_ps(row.as_ptr()) });
     // Pairs, then quads within each half, then the halves.
     let pair = |a, b| (_mm256_unpacklo_ps(a, b), _mm256_unpackhi_ps(a, b));
     let ((a0, a1), (a2, a3)) = (pair(r[0], r[1]), pair(r[2], r[3]));
@@ -49,6 +49,34 @@ unsafe fn avx(rows: &[[f32; SIDE]; SIDE], dst: *mut f32, pitch: usize) {
     }
 }
 
+/// Side of a small square: lanes that are left of a panel whose width is no multiple of [`SIDE`].
+pub(super) const SMALL: usize = 4;
+
+/// As [`square`], of four rows of four.
+#[inline(always)]
+pub(super) fn small_square(rows: [&[f32; SMALL]; SMALL], dst: &mut [f32], pitch: usize) {
+    assert!(dst.len() >= (SMALL - 1) * pitch + SMALL);
+    for i in 0..SMALL {
+        let to: &mut [f32; SMALL] = (&mut dst[i * pitch..][..SMALL]).try_into().expect("the range has four elements");
+        *to = rows.map(|row| row[i]);
+    }
+}
+
+/// A square of either side: row `i` becomes column `i` of `dst`.
+#[inline(always)]
+pub(super) fn lanes<F: Fma, const N: usize>(rows: [&[f32]; N], dst: &mut [f32], pitch: usize) {
+    match N {
+        SIDE => square::<F>(std::array::from_fn(|i| sized(rows[i])), dst, pitch),
+        SMALL => small_square(std::array::from_fn(|i| sized(rows[i])), dst, pitch),
+        _ => unreachable!("squares have {SIDE} or {SMALL} rows"),
+    }
+}
+
+#[inline(always)]
+fn sized<const N: usize>(row: &[f32]) -> &[f32; N] {
+    row.try_into().expect("a row of a square is as long as there are rows")
+}
+
 #[cfg(test)]
 mod tests {
     use super::super::cpu::{Fused, Isa, Separate};
@@ -61,8 +89,8 @@ mod tests {
             for fused in [false, true] {
                 let mut dst = vec![-1.0; 7 * pitch + 8];
                 match fused && Isa::detect() >= Isa::V3 {
-                    true => square::<Fused>(&rows, &mut dst, pitch),
-                    false => square::<Separate>(&rows, &mut dst, pitch),
+                    true => square::<Fused>(rows.each_ref(), &mut dst, pitch),
+                    false => square::<Separate>(rows.each_ref(), &mut dst, pitch),
                 }
                 for (at, &x) in dst.iter().enumerate() {
                     let want = if at % pitch < SIDE { rows[at % pitch][at / pitch] } else { -1.0 };
