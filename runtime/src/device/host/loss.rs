@@ -355,6 +355,10 @@ impl LossPlan {
     /// Logits of `m` rows from `row` on and the `n` packed classes.
     fn logits(&self, x: Buf, row: usize, m: usize, n: usize, packed: &[f32], strips: &mut [f32], tile: &mut [f32]) {
         let (mr, nr, d) = (self.micro.mr, self.micro.nr, self.d);
+        if x.dtype() == DType::F32 {
+            let left = Left { data: x.f32s(row * d, m * d), strip: mr * d, row: d, step: 1 };
+            return self.multiply(m, n.div_ceil(nr), d, left, packed, d * nr, tile, self.tile_row());
+        }
         let strips = &mut strips[..self.strips(m)];
         for (s, strip) in strips.chunks_exact_mut(mr * d).enumerate() {
             let part = Part { src: x, at: (row + s * mr) * d, stride: d, rows: mr.min(m - s * mr), columns: d };

@@ -2,6 +2,8 @@
 
 use super::buffer::Buf;
 use super::cpu::{Fma, multiversion};
+use super::transpose::{self, SIDE};
+use kiln_compiler::ir::DType;
 
 /// A part of a row-major matrix in a buffer.
 #[derive(Clone, Copy)]
@@ -37,33 +39,35 @@ multiversion! {
 
 #[inline(always)]
 fn transposed_body<F: Fma>(part: Part, width: usize, dst: &mut [f32]) {
-    const SIDE: usize = 16;
-    let mut square = [[0.0f32; SIDE]; SIDE];
-    for c in (0..part.columns).step_by(SIDE) {
-        let n = SIDE.min(part.columns - c);
-        for r in (0..width).step_by(SIDE) {
-            for (i, line) in square.iter_mut().enumerate() {
-                let at = part.at + (r + i) * part.stride + c;
-                if r + i >= part.rows {
-                    line.fill(0.0);
-                } else if n == SIDE {
-                    part.src.load(at, line);
-                } else {
-                    part.src.load(at, &mut line[..n]);
-                }
-            }
-            if width - r >= SIDE {
-                for i in 0..n {
-                    let to = &mut dst[(c + i) * width + r..][..SIDE];
-                    for l in 0..SIDE {
-                        to[l] = square[l][i];
-                    }
-                }
+    let Part { src, at, stride, rows, columns } = part;
+    let dst = &mut dst[..columns * width];
+    if rows < width {
+        dst.fill(0.0);
+    }
+    let whole = (rows / SIDE * SIDE, columns / SIDE * SIDE);
+    let memory = (src.dtype() == DType::F32).then(|| src.f32s(0, src.len()));
+    for c in (0..whole.1).step_by(SIDE) {
+        for r in (0..whole.0).step_by(SIDE) {
+            let first = |i: usize| at + (r + i) * stride + c;
+            let to = &mut dst[c * width + r..];
+            if let Some(x) = memory {
+                transpose::lanes::<F, SIDE>(std::array::from_fn(|i| &x[first(i)..first(i) + SIDE]), to, width);
             } else {
-                for i in 0..n {
-                    let to = &mut dst[(c + i) * width + r..(c + i + 1) * width];
-                    to.iter_mut().zip(&square).for_each(|(to, line)| *to = line[i]);
-                }
+                let mut square = [[0.0f32; SIDE]; SIDE];
+                square.iter_mut().enumerate().for_each(|(i, line)| src.load(first(i), line));
+                transpose::square::<F>(square.each_ref(), to, width);
+            }
+        }
+    }
+    // What is left: rows behind the last square, and columns.
+    let mut line = [0.0f32; SIDE];
+    for r in 0..rows {
+        let first = if r < whole.0 { whole.1 } else { 0 };
+        for c in (first..columns).step_by(SIDE) {
+            let line = &mut line[..SIDE.min(columns - c)];
+            src.load(at + r * stride + c, line);
+            for (i, &x) in line.iter().enumerate() {
+                dst[(c + i) * width + r] = x;
             }
         }
     }
@@ -73,7 +77,6 @@ fn transposed_body<F: Fma>(part: Part, width: usize, dst: &mut [f32]) {
 mod tests {
     use super::super::buffer::testing::{Owned, noise};
     use super::*;
-    use kiln_compiler::ir::DType;
 
     #[test]
     fn parts_lie_where_the_layout_says() {

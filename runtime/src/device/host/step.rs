@@ -16,6 +16,7 @@ use crate::plan::{self, BufferId, Plan, Step, Work, Write};
 use crate::user_op;
 use kiln_compiler::ir::{Attrs, Axis, DType, Sizes, Type};
 use kiln_compiler::ops;
+use smallvec::SmallVec;
 
 /// A step that the host cannot run.
 #[derive(Debug, thiserror::Error)]
@@ -147,10 +148,10 @@ impl Kernel {
         let output = |i: usize| cx.buffer(step.outputs[i]);
         match self {
             Kernel::Region(program, streams) => {
-                let inputs: Vec<Buf> = step.inputs.iter().map(|&b| cx.buffer(b)).collect();
-                let outputs: Vec<Buf> = step.outputs.iter().map(|&b| cx.buffer(b)).collect();
+                let inputs: SmallVec<[Buf; 16]> = step.inputs.iter().map(|&b| cx.buffer(b)).collect();
+                let outputs: SmallVec<[Buf; 8]> = step.outputs.iter().map(|&b| cx.buffer(b)).collect();
                 let stream = |&(key, len): &(u64, u64)| StreamArg { key, offset: len * cx.part as u64 };
-                let streams: Vec<StreamArg> = streams.iter().map(stream).collect();
+                let streams: SmallVec<[StreamArg; 4]> = streams.iter().map(stream).collect();
                 let (inputs, outputs, streams) = (inputs.as_slice(), outputs.as_slice(), streams.as_slice());
                 let args = TileArgs { inputs, outputs, accumulate: &[], streams, step: cx.step };
                 program.run(cx.pool, &args, cx.workspace());
@@ -181,7 +182,7 @@ impl Kernel {
             }
             Kernel::Sort(plan) => plan.run(cx.pool, input(0), output(0), output(1), output(2), cx.workspace()),
             Kernel::Copy(plan) => {
-                let operands: Vec<Buf> = step.inputs.iter().map(|&b| cx.buffer(b)).collect();
+                let operands: SmallVec<[Buf; 8]> = step.inputs.iter().map(|&b| cx.buffer(b)).collect();
                 plan.run(cx.pool, &operands, output(0));
             }
             Kernel::Reference(plan) => {

@@ -63,6 +63,17 @@ pub struct Walk {
     pub values: Vec<(usize, isize, usize)>,
 }
 
+impl Walk {
+    /// Runs that follow each other in memory become one.
+    fn join_runs(&mut self) {
+        let next = self.run_len as isize * self.step;
+        if self.runs.len() > 1 && self.runs.windows(2).all(|w| w[1] - w[0] == next) {
+            self.run_len *= self.runs.len();
+            self.runs.truncate(1);
+        }
+    }
+}
+
 /// A walk that writes: axes that the buffer lacks are written at index 0 only.
 #[derive(Clone, Debug, Default)]
 pub struct Store {
@@ -237,7 +248,7 @@ pub fn run(
         return Err(TileError::TooManyAxes(axes.len()));
     }
     let depends = cx.dependencies(&axes, &offsets);
-    let groups = cx.groups(&axes, &depends);
+    let groups = cx.groups(&axes, &offsets, &depends);
     let mut w = Writer {
         cx: &cx,
         axes: &axes,
@@ -432,11 +443,29 @@ impl Context<'_> {
         out
     }
 
-    fn groups(&self, axes: &[Sub], depends: &[u32]) -> Groups {
+    /// Where the columns of a map begin: behind the last axis that an operand lacks, so that such an operand spans columns only and is
+    /// loaded once for many rows; at the last axis if none does.
+    fn first_column(&self, axes: &[Sub], offsets: &[Offset]) -> usize {
+        let used = needed(self.region);
+        let lacks = |s: usize| {
+            offsets.iter().any(|o| match o.owner {
+                Owner::Output(_) => false,
+                Owner::Input(k) => {
+                    let is_used = |(i, instr): (usize, &Instr)| used[i] && *instr == Instr::Load(k);
+                    o.strides[s] == 0 && o.strides.iter().any(|x| *x != 0) && self.region.code.iter().enumerate().any(is_used)
+                }
+                Owner::Instr(i) => used[i] && o.strides[s] == 0,
+            })
+        };
+        let last = axes.len().saturating_sub(1);
+        (0..last).rev().find(|&s| lacks(s)).map_or(last, |s| s + 1)
+    }
+
+    fn groups(&self, axes: &[Sub], offsets: &[Offset], depends: &[u32]) -> Groups {
         let all = (0..axes.len()).collect::<Vec<_>>();
         let (mut rows, cols): (Vec<usize>, Vec<usize>) = if self.is_map() {
-            let (last, front) = all.split_last().map_or((None, [].as_slice()), |(l, f)| (Some(*l), f));
-            (front.to_vec(), last.into_iter().collect())
+            let (front, columns) = all.split_at(self.first_column(axes, offsets));
+            (front.to_vec(), columns.to_vec())
         } else {
             all.into_iter().partition(|&s| axes[s].row)
         };
@@ -445,7 +474,8 @@ impl Context<'_> {
         let mut outer_bits = 0;
         if !matches!(self.region.template, Template::RowColumn | Template::SegmentSum) {
             // What is dear and does not depend on all rows is worth computing once per index of the rows that it depends on.
-            for (instr, &d) in self.region.code.iter().zip(depends) {
+            let used = needed(self.region);
+            for ((instr, &d), _) in self.region.code.iter().zip(depends).zip(used).filter(|(_, used)| *used) {
                 if is_dear(*instr) && d & col_bits != 0 && d & row_bits != row_bits {
                     outer_bits |= d & row_bits;
                 }
@@ -460,7 +490,8 @@ impl Context<'_> {
     }
 }
 
-fn is_dear(instr: Instr) -> bool {
+/// Whether a value costs much more than to load it.
+pub fn is_dear(instr: Instr) -> bool {
     match instr {
         Instr::Unary(s, _) => {
             use Scalar::*;
@@ -508,6 +539,52 @@ struct Groups {
     cols: Vec<usize>,
 }
 
+/// Instructions that an output depends on; a column sum itself is no step.
+fn needed(r: &Region) -> Vec<bool> {
+    let mut needed = vec![false; r.code.len()];
+    for (reg, _) in &r.outputs {
+        needed[summed(r, *reg).map_or(*reg, |(source, _)| source)] = true;
+    }
+    for i in (0..r.code.len()).rev().filter(|i| !matches!(r.code[*i], Instr::ColumnSum(_))) {
+        if !needed[i] {
+            continue;
+        }
+        match r.code[i] {
+            Instr::Load(k) => {
+                for index in &r.inputs[k].axes {
+                    if let Index::Value(v) = index {
+                        needed[*v] = true;
+                    }
+                }
+            }
+            Instr::Unary(_, a) | Instr::Round(_, a) | Instr::RowSum(a) | Instr::RowMax(a) => needed[a] = true,
+            Instr::Binary(_, a, b) => (needed[a], needed[b]) = (true, true),
+            Instr::Select(m, a, b) => (needed[m], needed[a], needed[b]) = (true, true, true),
+            Instr::Scalar(_) | Instr::Iota(_) | Instr::HalfSign(_) | Instr::Uniform(_) => {}
+            Instr::ColumnSum(_) | Instr::SegmentSum { .. } => {}
+        }
+    }
+    needed
+}
+
+/// If `reg` is a column sum, or roundings of one: its source and the slots of the roundings.
+fn summed(region: &Region, mut reg: usize) -> Option<(usize, Vec<usize>)> {
+    let mut rounds = Vec::new();
+    loop {
+        match region.code[reg] {
+            Instr::ColumnSum(source) => {
+                rounds.reverse();
+                return Some((source, rounds));
+            }
+            Instr::Round(slot, a) => {
+                rounds.push(slot);
+                reg = a;
+            }
+            _ => return None,
+        }
+    }
+}
+
 struct Writer<'a> {
     cx: &'a Context<'a>,
     axes: &'a [Sub],
@@ -528,7 +605,7 @@ impl Writer<'_> {
         self.program.n_rows = self.program.rows.iter().product();
         self.program.cols = sizes(&self.groups.cols).iter().product();
         self.program.streams = r.streams.len();
-        for (i, needed) in self.needed().into_iter().enumerate() {
+        for (i, needed) in needed(r).into_iter().enumerate() {
             let known = if needed { Some(self.instr(i)?) } else { None };
             self.known.push(known);
         }
@@ -541,51 +618,10 @@ impl Writer<'_> {
         Ok(())
     }
 
-    /// Instructions that an output depends on; a column sum itself is no step.
-    fn needed(&self) -> Vec<bool> {
-        let r = self.cx.region;
-        let mut needed = vec![false; r.code.len()];
-        for (reg, _) in &r.outputs {
-            needed[self.column_sum(*reg).map_or(*reg, |(source, _)| source)] = true;
-        }
-        for i in (0..r.code.len()).rev().filter(|i| !matches!(r.code[*i], Instr::ColumnSum(_))) {
-            if !needed[i] {
-                continue;
-            }
-            match r.code[i] {
-                Instr::Load(k) => {
-                    for index in &r.inputs[k].axes {
-                        if let Index::Value(v) = index {
-                            needed[*v] = true;
-                        }
-                    }
-                }
-                Instr::Unary(_, a) | Instr::Round(_, a) | Instr::RowSum(a) | Instr::RowMax(a) => needed[a] = true,
-                Instr::Binary(_, a, b) => (needed[a], needed[b]) = (true, true),
-                Instr::Select(m, a, b) => (needed[m], needed[a], needed[b]) = (true, true, true),
-                Instr::Scalar(_) | Instr::Iota(_) | Instr::HalfSign(_) | Instr::Uniform(_) => {}
-                Instr::ColumnSum(_) | Instr::SegmentSum { .. } => {}
-            }
-        }
-        needed
-    }
-
     /// If `reg` is a column sum, or roundings of one: its source and the roundings.
-    fn column_sum(&self, mut reg: usize) -> Option<(usize, Vec<DType>)> {
-        let mut rounds = Vec::new();
-        loop {
-            match self.cx.region.code[reg] {
-                Instr::ColumnSum(source) => {
-                    rounds.reverse();
-                    return Some((source, rounds));
-                }
-                Instr::Round(slot, a) => {
-                    rounds.push((self.cx.dtype)(self.cx.region.dtypes[slot]));
-                    reg = a;
-                }
-                _ => return None,
-            }
-        }
+    fn column_sum(&self, reg: usize) -> Option<(usize, Vec<DType>)> {
+        let (source, slots) = summed(self.cx.region, reg)?;
+        Some((source, slots.into_iter().map(|s| (self.cx.dtype)(self.cx.region.dtypes[s])).collect()))
     }
 
     fn class(&self, depends: u32) -> Class {
@@ -625,11 +661,11 @@ impl Writer<'_> {
                     DType::Bool => Kind::Mask,
                     _ => Kind::Float,
                 };
-                (Step::Load { input: k, walk: self.walk(Owner::Input(k), i)? }, kind)
+                (Step::Load { input: k, walk: self.joined(Owner::Input(k), i)? }, kind)
             }
             Instr::Scalar(k) => (Step::Const(self.scalar(&r.scalars[k])?), Kind::Float),
-            Instr::Iota(_) | Instr::HalfSign(_) => (Step::Index(self.walk(Owner::Instr(i), i)?), Kind::Float),
-            Instr::Uniform(stream) => (Step::Uniform { stream, walk: self.walk(Owner::Instr(i), i)? }, Kind::Float),
+            Instr::Iota(_) | Instr::HalfSign(_) => (Step::Index(self.joined(Owner::Instr(i), i)?), Kind::Float),
+            Instr::Uniform(stream) => (Step::Uniform { stream, walk: self.joined(Owner::Instr(i), i)? }, Kind::Float),
             Instr::Unary(s, a) => (Step::Unary(s, self.float(a)), Kind::Float),
             Instr::Binary(s, a, b) => {
                 use Scalar::*;
@@ -710,19 +746,19 @@ impl Writer<'_> {
                 _ => Err(TileError::OperandType(instr)),
             })
             .collect::<Result<_, _>>()?;
-        Ok(Walk {
-            base: 0,
-            outer: of(&self.groups.outer),
-            rows: of(&self.groups.rows),
-            runs,
-            step: last.map_or(1, |s| o.strides[s]),
-            run_len: last.map_or(1, |s| self.axes[s].size),
-            values,
-        })
+        let (step, run_len) = (last.map_or(1, |s| o.strides[s]), last.map_or(1, |s| self.axes[s].size));
+        Ok(Walk { base: 0, outer: of(&self.groups.outer), rows: of(&self.groups.rows), runs, step, run_len, values })
+    }
+
+    /// A walk that reads.
+    fn joined(&self, owner: Owner, instr: usize) -> Result<Walk, TileError> {
+        let mut walk = self.walk(owner, instr)?;
+        walk.join_runs();
+        Ok(walk)
     }
 
     fn store(&self, output: usize) -> Result<Store, TileError> {
-        let walk = self.walk(Owner::Output(output), 0)?;
+        let mut walk = self.walk(Owner::Output(output), 0)?;
         let lacks = &self.offset(Owner::Output(output)).lacks;
         let of = |g: &[usize]| g.iter().map(|&s| lacks[s]).collect::<Vec<_>>();
         let (last, front) = self.groups.cols.split_last().map_or((None, [].as_slice()), |(l, f)| (Some(*l), f));
@@ -734,12 +770,17 @@ impl Writer<'_> {
                 .flat_map(|&k| (0..self.axes[s].size).map(move |i| k && (i == 0 || !first_only)))
                 .collect();
         }
+        let lacks_run = last.is_some_and(|s| lacks[s]);
+        if !lacks_run && keeps_run.iter().all(|&k| k) {
+            walk.join_runs();
+            keeps_run.truncate(walk.runs.len());
+        }
         Ok(Store {
             walk,
             lacks_outer: of(&self.groups.outer),
             lacks_rows: of(&self.groups.rows),
             keeps_run,
-            lacks_run: last.is_some_and(|s| lacks[s]),
+            lacks_run,
         })
     }
 

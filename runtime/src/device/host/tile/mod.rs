@@ -3,10 +3,12 @@
 //! Planning (`lower`) splits the domain into three groups of axes: *outer* axes are looped over one index at a time, *rows* and
 //! *columns* span a tile. A register that depends on no row axis is computed once per outer index (the cosines of a rotary embedding,
 //! widened weights), one that depends on no column once per row (the scale of a norm). Row reductions see whole rows; column sums
-//! are summed over chunks of rows that depend on shapes alone, then in a tree.
+//! are summed over chunks of rows that depend on shapes alone, then in a tree. Dear values over few axes are computed before all that
+//! (`hoist`).
 #![allow(unsafe_code)]
 
 mod exec;
+mod hoist;
 mod lower;
 #[cfg(test)]
 mod tests;
@@ -16,7 +18,9 @@ use super::pool::Pool;
 use super::share::Shared;
 use kiln_compiler::fuse::Region;
 use kiln_compiler::ir::{Axis, DType, Sizes};
+use hoist::Hoisted;
 use lower::Program;
+use smallvec::SmallVec;
 use thiserror::Error;
 
 /// Why a region cannot be planned for the host.
@@ -77,8 +81,18 @@ pub struct TileArgs<'a> {
 
 /// A region planned for sizes and element types.
 pub struct TileProgram {
+    first: Option<First>,
     program: Program,
     threads: usize,
+}
+
+/// What is computed before the rest.
+struct First {
+    program: Box<TileProgram>,
+    /// Operands that it reads.
+    inputs: Vec<usize>,
+    /// Elements of each table.
+    tables: Vec<usize>,
 }
 
 impl TileProgram {
@@ -93,13 +107,34 @@ impl TileProgram {
         part: impl Fn(Axis) -> Option<Part>,
         threads: usize,
     ) -> Result<TileProgram, TileError> {
-        let program = lower::run(region, sizes, &dtype, &part)?;
-        Ok(TileProgram { program, threads: threads.max(1) })
+        TileProgram::planned(region, sizes, &dtype, &part, threads.max(1))
+    }
+
+    fn planned(
+        region: &Region,
+        sizes: &Sizes,
+        dtype: &dyn Fn(DType) -> DType,
+        part: &dyn Fn(Axis) -> Option<Part>,
+        threads: usize,
+    ) -> Result<TileProgram, TileError> {
+        let planned = |region: &Region, first| {
+            Ok(TileProgram { first, program: lower::run(region, sizes, dtype, part)?, threads })
+        };
+        match hoist::hoisted(region, sizes, part) {
+            None => planned(region, None),
+            Some(Hoisted { first, inputs, tables, rest }) => {
+                let program = Box::new(planned(&first, None)?);
+                planned(&rest, Some(First { program, inputs, tables }))
+            }
+        }
     }
 
     /// Scratch in f32 elements.
     pub fn workspace_len(&self) -> usize {
-        self.program.partial_len() + self.threads * self.program.worker_len
+        let own = self.program.partial_len() + self.threads * self.program.worker_len;
+        self.first.as_ref().map_or(own, |first| {
+            first.tables.iter().sum::<usize>() + own.max(first.program.workspace_len())
+        })
     }
 
     /// Executes the region.
@@ -107,9 +142,25 @@ impl TileProgram {
     /// # Panics
     /// If a buffer is shorter than planned or of another type, or the workspace is too small.
     pub fn run(&self, pool: &Pool, args: &TileArgs<'_>, workspace: &mut [f32]) {
-        let p = &self.program;
         assert!(pool.threads() <= self.threads, "planned for {} threads", self.threads);
         assert!(workspace.len() >= self.workspace_len(), "workspace of {} f32 is too small", workspace.len());
+        let Some(first) = &self.first else { return self.run_rest(pool, args, workspace) };
+        let (values, workspace) = workspace.split_at_mut(first.tables.iter().sum());
+        let (mut rest, mut tables) = (values, SmallVec::<[Buf; 4]>::new());
+        for &n in &first.tables {
+            let table = rest.split_off_mut(..n).expect("the workspace holds what its length counts");
+            // SAFETY: the part is borrowed from the workspace until this call returns; the first program writes it, the rest reads it.
+            tables.push(unsafe { Buf::new(table.as_mut_ptr().cast(), size_of_val(table), DType::F32) });
+        }
+        let inputs: SmallVec<[Buf; 4]> = first.inputs.iter().map(|&i| args.inputs[i]).collect();
+        let before = TileArgs { inputs: &inputs, outputs: &tables, accumulate: &[], streams: &[], step: args.step };
+        first.program.run(pool, &before, workspace);
+        let inputs: SmallVec<[Buf; 16]> = args.inputs.iter().chain(&tables).copied().collect();
+        self.run_rest(pool, &TileArgs { inputs: &inputs, ..*args }, workspace);
+    }
+
+    fn run_rest(&self, pool: &Pool, args: &TileArgs<'_>, workspace: &mut [f32]) {
+        let p = &self.program;
         assert_eq!(args.streams.len(), p.streams, "one key per random stream");
         p.check_buffers(args);
         let (partials, workers) = workspace.split_at_mut(p.partial_len());
