@@ -248,8 +248,8 @@ fn first_difference(key: &str, saved: &Value, current: &Value, free: &[&str]) ->
     })
 }
 
-/// `20251124-013059`, in UTC; days to a date after Hinnant, "chrono-compatible low-level date algorithms".
-fn date_time(seconds: u64) -> String {
+/// `20251124-013059` for seconds since 1970, in UTC; days to a date after Hinnant, "chrono-compatible low-level date algorithms".
+pub fn date_time(seconds: u64) -> String {
     let (days, second) = (seconds / 86_400 + 719_468, seconds % 86_400);
     let (era, day_of_era) = (days / 146_097, days % 146_097);
     let year_of_era = (day_of_era - day_of_era / 1460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;

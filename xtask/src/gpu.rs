@@ -60,7 +60,7 @@ fn pack() -> Result<PathBuf, String> {
 }
 
 /// The commit that is built; a changed tree says so.
-fn commit() -> String {
+pub fn commit() -> String {
     let git = |args: &[&str]| {
         let output = Command::new("git").args(args).current_dir(workspace::root()).output().ok()?;
         output.status.success().then(|| String::from_utf8_lossy(&output.stdout).trim().to_owned())

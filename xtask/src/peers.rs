@@ -12,20 +12,29 @@ pub struct Fresh {
     pub python: PathBuf,
 }
 
-/// Makes `target/peers-venv` if it is not there, and writes `target/peers-values`.
+/// Writes `target/peers-values`.
 pub fn compute() -> Result<Fresh, String> {
-    let scripts = workspace::root().join("tests/peers");
+    let (scripts, values) = (scripts(), workspace::target().join("peers-values"));
+    let python = environment()?;
+    run(script(&python, &scripts, "values.py").arg(&values))?;
+    Ok(Fresh { values, python })
+}
+
+/// The Python of `target/peers-venv`, which is made and filled if need be.
+pub fn environment() -> Result<PathBuf, String> {
     let venv = workspace::target().join("peers-venv");
-    let values = workspace::target().join("peers-values");
     let python = venv.join(if cfg!(windows) { "Scripts/python.exe" } else { "bin/python" });
     if !python.exists() {
         println!("creating {} (PyTorch is a large download)", venv.display());
         run(Command::new("python3").args(["-m", "venv"]).arg(&venv))?;
     }
-    let requirements = scripts.join("requirements.txt");
+    let requirements = scripts().join("requirements.txt");
     run(Command::new(&python).args(["-m", "pip", "install", "--quiet", "-r"]).arg(requirements))?;
-    run(script(&python, &scripts, "values.py").arg(&values))?;
-    Ok(Fresh { values, python })
+    Ok(python)
+}
+
+fn scripts() -> PathBuf {
+    workspace::root().join("tests/peers")
 }
 
 fn script(python: &Path, folder: &Path, name: &str) -> Command {

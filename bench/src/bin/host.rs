@@ -1,8 +1,12 @@
 //! `host`: whole training steps on the processor beside other libraries.
 
 use clap::{Parser, Subcommand};
+use kiln::device::Target;
 use kiln_bench::Result;
-use kiln_bench::host::{models, prepare, serve};
+use kiln_bench::host::compare::{Peer, Plan, THREADS, run};
+use kiln_bench::host::{BATCHES, models, prepare, serve, show};
+use kiln_bench::models::Model;
+use std::fs;
 use std::io::{stdin, stdout};
 use std::path::PathBuf;
 
@@ -20,37 +24,79 @@ enum Command {
         /// Where to
         folder: PathBuf,
     },
-    /// Time every step of the plan
-    Kernels {
-        /// Model: xs, s or s_odd
-        model: String,
-    },
     /// Train as the lines of standard input say
     Serve {
         /// Model: xs, s or s_odd
         model: String,
         /// Worker threads
-        #[arg(long, default_value_t = 2)]
+        #[arg(long, default_value_t = THREADS)]
         threads: usize,
+    },
+    /// Time every step of a model's plan by itself
+    Steps {
+        /// Model: xs, s or s_odd
+        model: String,
+    },
+    /// Measure Kiln beside other libraries
+    Compare {
+        /// Where models, weights and tokens are written
+        folder: PathBuf,
+        /// NAME=PROGRAM ARGUMENTS of a library, with {folder} and {model} in its arguments
+        #[arg(long = "peer", value_parser = peer)]
+        peers: Vec<Peer>,
+        /// NAME=PROGRAM ARGUMENTS that gives the rates of another library's products
+        #[arg(long, value_parser = peer)]
+        products: Option<Peer>,
+        /// Models
+        #[arg(long = "model", default_values = ["s", "xs", "s_odd"])]
+        models: Vec<String>,
+        /// Turns of each library
+        #[arg(long, default_value_t = 9)]
+        rounds: usize,
+        /// The commit that is measured
+        #[arg(long, default_value = "unknown")]
+        commit: String,
+        /// File of the numbers; table and picture lie beside it
+        #[arg(long)]
+        out: PathBuf,
     },
 }
 
-/// Batches of the stream of tokens, after which it begins again.
-const BATCHES: usize = 64;
+/// `NAME=PROGRAM ARGUMENTS`, separated by blanks.
+fn peer(text: &str) -> std::result::Result<Peer, String> {
+    let (name, command) = text.split_once('=').ok_or("a peer is NAME=PROGRAM ARGUMENTS")?;
+    let command: Vec<String> = command.split_whitespace().map(str::to_owned).collect();
+    match command.is_empty() {
+        true => Err(format!("`{name}` has no program")),
+        false => Ok(Peer { name: name.to_owned(), command }),
+    }
+}
+
+fn model(name: &str) -> Result<Model> {
+    Ok(models().into_iter().find(|m| m.name == name).ok_or(format!("no model `{name}`"))?)
+}
 
 fn main() -> Result<()> {
     match Cli::parse().command {
         Command::Prepare { folder } => prepare(&folder, BATCHES),
-        Command::Kernels { model } => {
-            let known = models();
-            let model = known.iter().find(|m| m.name == model).ok_or(format!("no model `{model}`"))?;
-            kiln_bench::gpu::kernels::run(model, &kiln::device::Target::Host, false)?;
+        Command::Serve { model: name, threads } => {
+            serve::serve(&model(&name)?, threads, BATCHES, stdin().lock(), stdout().lock())
+        }
+        Command::Steps { model: name } => {
+            kiln_bench::gpu::kernels::run(&model(&name)?, &Target::Host, false)?;
             Ok(())
         }
-        Command::Serve { model, threads } => {
-            let known = models();
-            let model = known.iter().find(|m| m.name == model).ok_or(format!("no model `{model}`"))?;
-            serve::serve(model, threads, BATCHES, stdin().lock(), stdout().lock())
+        Command::Compare { folder, peers, products, models, rounds, commit, out } => {
+            let own = std::env::current_exe()?.display().to_string();
+            let kiln = Peer { name: "kiln".to_owned(), command: [&own, "serve", "{model}"].map(str::to_owned).into() };
+            let peers = std::iter::once(kiln).chain(peers).collect();
+            let results = run(&Plan { peers, products, models, rounds, commit }, &folder)?;
+            let table = show::table(&results);
+            println!("\n{table}");
+            fs::write(&out, serde_json::to_string_pretty(&results)?)?;
+            fs::write(out.with_extension("md"), table)?;
+            fs::write(out.with_extension("svg"), show::chart(&results))?;
+            Ok(())
         }
     }
 }

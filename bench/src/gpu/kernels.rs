@@ -57,7 +57,7 @@ pub struct Copied {
 const REPEATS: usize = 20;
 const QUICK_REPEATS: usize = 2;
 /// Rows that are printed.
-const SHOWN: usize = 40;
+const SHOWN: usize = 36;
 const GIGA: f64 = 1e9;
 const TERA: f64 = 1e12;
 

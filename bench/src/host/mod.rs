@@ -1,10 +1,14 @@
 //! The host suite: how fast are whole training steps beside those of other libraries, on the same processor?
 //!
 //! In: models, weights and tokens that `prepare` writes to a folder, and one program for each library that answers a line protocol
-//! ([`serve`]). Out: one JSON file of raw numbers, a table and a picture. Programs stay alive and take turns, so that whatever slows
+//! ([`serve`]). Out: one JSON file of raw numbers, a table and a picture. Reading order: `serve` (one side) → `compare` (all) → `products`
+//! (the floor) → `show`. Programs stay alive and take turns, so that whatever slows
 //! the machine down slows all of them.
 
+pub mod compare;
+pub mod products;
 pub mod serve;
+pub mod show;
 
 use crate::Result;
 use crate::models::{Model, s, s_odd, write_recipe, xs};
@@ -13,6 +17,9 @@ use kiln::device::Target;
 use kiln::trainer::TrainerBuilder;
 use kiln_examples::gpt::Gpt;
 use std::path::Path;
+
+/// Batches of the stream of tokens, after which it begins again.
+pub const BATCHES: usize = 64;
 
 /// The models of the suite; the first two are the presets of `gpt`.
 pub fn models() -> [Model; 3] {

@@ -1,14 +1,17 @@
-//! The host's arena: one allocation, made once after planning. Offsets come from the plan; this file only adds the base.
+//! The host's arena: one mapping, made once after planning, of huge pages where the system has them: a step reads matrices across their
+//! rows, each in a page of its own. Offsets come from the plan; this file only adds the base.
 #![allow(unsafe_code)]
 
 use super::buffer::Buf;
 use crate::device::{OutOfMemory, machine_memory};
 use crate::plan::arena::ALIGNMENT;
 use kiln_compiler::ir::DType;
-use std::alloc::{Layout, alloc_zeroed, dealloc};
+use memmap2::{MmapMut, MmapOptions};
 
 /// Zeroed, aligned bytes.
 pub struct Arena {
+    /// Keeps the bytes.
+    _mapping: MmapMut,
     ptr: *mut u8,
     bytes: usize,
 }
@@ -27,13 +30,16 @@ impl Arena {
         let bytes = bytes.max(ALIGNMENT);
         let refused = |available, owners| OutOfMemory::new(bytes, available, owners);
         let available = machine_memory().filter(|&limit| bytes > limit);
-        let layout = match Layout::from_size_align(bytes, ALIGNMENT) {
-            Ok(layout) if available.is_none() => layout,
-            _ => return Err(refused(available, owners())),
-        };
-        // SAFETY: the size is not zero.
-        let ptr = unsafe { alloc_zeroed(layout) };
-        if ptr.is_null() { Err(refused(None, owners())) } else { Ok(Arena { ptr, bytes }) }
+        if available.is_some() {
+            return Err(refused(available, owners()));
+        }
+        let Ok(mut mapping) = MmapOptions::new().len(bytes).map_anon() else { return Err(refused(None, owners())) };
+        // Advice only: without huge pages everything works, more slowly.
+        #[cfg(target_os = "linux")]
+        let _ = mapping.advise(memmap2::Advice::HugePage);
+        let ptr = mapping.as_mut_ptr();
+        assert!((ptr as usize).is_multiple_of(ALIGNMENT), "pages begin at multiples of {ALIGNMENT}");
+        Ok(Arena { _mapping: mapping, ptr, bytes })
     }
 
     /// The bytes `offset..offset + len`.
@@ -87,15 +93,5 @@ impl Arena {
         // SAFETY: the range is checked, and the arena lives as long as the device; the planner keeps buffers that are alive together
         // apart, and offsets are multiples of 256.
         unsafe { Buf::new(self.at(offset, len), len, dtype) }
-    }
-}
-
-impl Drop for Arena {
-    fn drop(&mut self) {
-        // The layout was valid in `new`.
-        if let Ok(layout) = Layout::from_size_align(self.bytes, ALIGNMENT) {
-            // SAFETY: allocated in `new` with this layout.
-            unsafe { dealloc(self.ptr, layout) };
-        }
     }
 }

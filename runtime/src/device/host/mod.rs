@@ -139,10 +139,10 @@ impl Device for HostDevice {
         let mut inspection = self.inspection.take();
         let cx = self.context(&plan, run);
         let kernels = self.kernels(mode);
-        match &mut inspection {
+        self.pool.lead(|| match &mut inspection {
             None => kernels.iter().zip(&plan.steps).for_each(|(k, s)| k.run(&cx, s)),
             Some(seen) => inspected(kernels, &cx, seen),
-        }
+        });
         self.inspection = inspection;
         Ok(())
     }
@@ -219,7 +219,7 @@ impl Device for HostDevice {
             (0..repeats).for_each(|_| kernel.run(&cx, step));
             mean(begin.elapsed(), repeats)
         };
-        Ok(self.kernels(mode).iter().zip(&plan.steps).map(timed).collect())
+        Ok(self.pool.lead(|| self.kernels(mode).iter().zip(&plan.steps).map(timed).collect()))
     }
 
     fn copied(&self) -> Copied {

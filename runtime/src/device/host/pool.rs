@@ -1,17 +1,19 @@
 //! The parallel loop: tasks numbered by shapes are claimed by workers in any order; which worker runs a task never changes bits.
 //!
-//! The calling thread is worker 0; the others wait for it, at first awake – a step is hundreds of loops, and waking a thread takes as long
-//! as a small one – and after a while asleep. Where a pool has all processors of the process, each worker keeps to one of its own: left
-//! to themselves two often share one.
+//! Worker 0 leads: [`Pool::lead`] hands it a whole schedule, in which it runs loop after loop with the others. They wait for it, at first
+//! awake – a step is hundreds of loops, and waking a thread takes as long as a small one – and after a while asleep. Where a pool has all
+//! processors of the process, each worker keeps to one of its own: left to themselves two often share one. The calling thread sleeps
+//! meanwhile, and is never bound.
 //!
-//! Own threads rather than a crate: rayon's broadcast takes 8 µs and leaves the calling thread without work.
+//! Own threads rather than a crate: rayon's broadcast takes 8 µs, and allocates.
 #![allow(unsafe_code)]
 
 use std::any::Any;
 use std::cell::{Cell, UnsafeCell};
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::ptr;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle, Thread};
 
 /// A fixed number of workers.
@@ -20,11 +22,11 @@ pub struct Pool {
     threads: usize,
 }
 
-/// The threads of a pool besides the calling one.
+/// The threads of a pool.
 struct Crew {
     board: Arc<Board>,
     threads: Vec<JoinHandle<()>>,
-    /// One loop at a time.
+    /// One schedule at a time.
     turn: Mutex<()>,
 }
 
@@ -33,33 +35,48 @@ type Body = dyn Fn(usize, usize) + Sync;
 
 /// Where workers look for work.
 struct Board {
+    /// What the leader is asked to do.
+    order: Mutex<Order>,
+    /// Rings when the order changes.
+    bell: Condvar,
     /// Number of the current loop; a new number is a new loop.
     round: AtomicUsize,
     /// Body and tasks of the current loop. The body lives as long as `running` is not 0.
     work: UnsafeCell<(*const Body, usize)>,
     /// The next task that nobody has claimed.
     next: AtomicUsize,
-    /// Workers that have not finished the current loop.
+    /// Followers that have not finished the current loop.
     running: AtomicUsize,
-    /// Which workers are, or are about to be, asleep.
+    /// Followers, and whether each is, or is about to be, asleep.
+    followers: Mutex<Vec<Thread>>,
     asleep: Vec<AtomicBool>,
     /// What the first task that panicked said.
     panic: Mutex<Option<Box<dyn Any + Send>>>,
     ends: AtomicBool,
 }
 
-// SAFETY: `work` is written by the thread that holds the turn, while no worker runs, and read by workers after they have seen a new
-// round; the body is `Sync`.
+/// The state of the leader.
+enum Order {
+    None,
+    /// The call lives until the order is done.
+    Asked(*mut (dyn FnMut() + Send)),
+    Done,
+}
+
+// SAFETY: `work` is written by the leader while no follower runs, and read by followers after they have seen a new round; the body is
+// `Sync`. An order is made by the thread that holds the turn and waits for its end; the call is `Send`.
 unsafe impl Send for Board {}
 // SAFETY: as above.
 unsafe impl Sync for Board {}
 
-/// Looks at the board before a worker goes to sleep: some 200 µs.
+/// Looks at the board before a follower goes to sleep: some 200 µs.
 const LOOKS: usize = 10_000;
 
 thread_local! {
     /// Whether this thread is inside of a loop.
     static IN_LOOP: Cell<bool> = const { Cell::new(false) };
+    /// The board whose leader this thread is.
+    static LEADS: Cell<*const Board> = const { Cell::new(ptr::null()) };
 }
 
 impl Pool {
@@ -75,10 +92,13 @@ impl Pool {
         }
         let idle: &'static Body = &|_, _| {};
         let board = Arc::new(Board {
+            order: Mutex::new(Order::None),
+            bell: Condvar::new(),
             round: AtomicUsize::new(0),
             work: UnsafeCell::new((idle, 0)),
             next: AtomicUsize::new(0),
             running: AtomicUsize::new(0),
+            followers: Mutex::default(),
             asleep: (1..threads).map(|_| AtomicBool::new(false)).collect(),
             panic: Mutex::new(None),
             ends: AtomicBool::new(false),
@@ -88,15 +108,18 @@ impl Pool {
         let own = if threads == processors { core_affinity::get_core_ids() } else { None };
         let own = own.filter(|ids| ids.len() == threads);
         let mut crew = Crew { board, threads: Vec::new(), turn: Mutex::new(()) };
-        for worker in 1..threads {
+        for worker in 0..threads {
             let (board, processor) = (crew.board.clone(), own.as_ref().map(|ids| ids[worker]));
-            let name = format!("kiln-{worker}");
-            crew.threads.push(thread::Builder::new().name(name).spawn(move || {
+            let thread = thread::Builder::new().name(format!("kiln-{worker}")).spawn(move || {
                 if let Some(id) = processor {
                     core_affinity::set_for_current(id);
                 }
-                board.attend(worker, looks);
-            })?);
+                if worker == 0 { board.lead() } else { board.follow(worker, looks) }
+            })?;
+            if worker > 0 {
+                held(&crew.board.followers).push(thread.thread().clone());
+            }
+            crew.threads.push(thread);
         }
         Ok(Pool { crew: Some(crew), threads })
     }
@@ -111,66 +134,129 @@ impl Pool {
         self.threads
     }
 
+    /// Calls `f` on the worker that leads, which starts loops without a detour, and gives its result.
+    ///
+    /// # Panics
+    /// As `f` does.
+    pub fn lead<R: Send>(&self, f: impl FnOnce() -> R + Send) -> R {
+        match &self.crew {
+            Some(crew) if LEADS.get() != Arc::as_ptr(&crew.board) => crew.lead(f),
+            _ => f(),
+        }
+    }
+
     /// Calls `f(task, worker)` for every task in `0..tasks`; `worker < threads()` and no two calls share a worker at a time.
     ///
     /// # Panics
-    /// As `f` does in one of the tasks; and if it is called from a task of another loop of several workers.
+    /// As `f` does in one of the tasks; and if a task of a loop of several workers starts another one.
     pub fn run(&self, tasks: usize, f: impl Fn(usize, usize) + Sync) {
         match &self.crew {
-            Some(crew) if tasks > 1 => crew.run(tasks, &f),
+            Some(crew) if tasks > 1 => {
+                assert!(!IN_LOOP.get(), "a task of a parallel loop starts another one");
+                self.lead(|| crew.board.run(tasks, &f));
+            }
             _ => (0..tasks).for_each(|t| f(t, 0)),
         }
     }
 }
 
+/// A lock whose owner may have panicked: what it guards is always whole.
+fn held<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 impl Crew {
-    fn run(&self, tasks: usize, f: &(dyn Fn(usize, usize) + Sync)) {
-        assert!(!IN_LOOP.replace(true), "a task of a parallel loop starts another one");
-        let turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
-        let board = &*self.board;
-        // SAFETY: no worker runs, since the last loop has ended and this thread has the turn. The lifetime of the body is forgotten, but
-        // this call returns only after every worker has finished the loop.
-        unsafe { *board.work.get() = (std::mem::transmute::<&(dyn Fn(usize, usize) + Sync), &'static Body>(f), tasks) };
-        board.next.store(0, Ordering::Relaxed);
-        board.running.store(self.threads.len(), Ordering::Relaxed);
-        // Sequentially consistent with the flags of sleepers: either this thread sees the flag, or the sleeper the new round.
-        board.round.fetch_add(1, Ordering::SeqCst);
-        for (thread, asleep) in self.threads.iter().zip(&board.asleep) {
-            if asleep.load(Ordering::SeqCst) {
-                Thread::unpark(thread.thread());
-            }
+    fn lead<R: Send>(&self, f: impl FnOnce() -> R + Send) -> R {
+        let _turn = held(&self.turn);
+        let (mut f, mut result) = (Some(f), None);
+        let mut call = || result = f.take().map(|f| catch_unwind(AssertUnwindSafe(f)));
+        let call: &mut (dyn FnMut() + Send) = &mut call;
+        // SAFETY: the lifetime of the call is forgotten, but this function waits until the leader has done with it.
+        let call = unsafe { std::mem::transmute::<&mut (dyn FnMut() + Send), &'static mut (dyn FnMut() + Send)>(call) };
+        let mut order = held(&self.board.order);
+        *order = Order::Asked(call);
+        self.board.bell.notify_all();
+        while !matches!(*order, Order::Done) {
+            order = self.board.bell.wait(order).unwrap_or_else(PoisonError::into_inner);
         }
-        board.claim(f, tasks, 0);
-        let mut looks = 0;
-        while board.running.load(Ordering::Acquire) != 0 {
-            // A worker that has lost its processor to others needs this one.
-            if looks < LOOKS { std::hint::spin_loop() } else { thread::yield_now() }
-            looks += 1;
-        }
-        drop(turn);
-        IN_LOOP.set(false);
-        let panic = board.panic.lock().unwrap_or_else(PoisonError::into_inner).take();
-        if let Some(payload) = panic {
-            resume_unwind(payload);
+        *order = Order::None;
+        drop(order);
+        match result.expect("the leader makes the call before it says that it is done") {
+            Ok(value) => value,
+            Err(payload) => resume_unwind(payload),
         }
     }
 }
 
 impl Drop for Crew {
     fn drop(&mut self) {
+        let order = held(&self.board.order);
         self.board.ends.store(true, Ordering::SeqCst);
+        drop(order);
+        self.board.bell.notify_all();
         self.board.round.fetch_add(1, Ordering::SeqCst);
         for thread in self.threads.drain(..) {
             thread.thread().unpark();
-            // A worker catches the panics of its tasks.
+            // A worker catches the panics of what it runs.
             let _ = thread.join();
         }
     }
 }
 
 impl Board {
-    /// What a worker does all its life.
-    fn attend(&self, worker: usize, looks: usize) {
+    /// What worker 0 does all its life.
+    fn lead(&self) {
+        LEADS.set(self);
+        let mut order = held(&self.order);
+        loop {
+            if let Order::Asked(call) = *order {
+                drop(order);
+                // SAFETY: who asked waits until the order is done, and nobody else has the call.
+                unsafe { (*call)() };
+                order = held(&self.order);
+                *order = Order::Done;
+                self.bell.notify_all();
+            } else if self.ends.load(Ordering::SeqCst) {
+                return;
+            } else {
+                order = self.bell.wait(order).unwrap_or_else(PoisonError::into_inner);
+            }
+        }
+    }
+
+    /// A loop, by the leader and all followers.
+    fn run(&self, tasks: usize, f: &(dyn Fn(usize, usize) + Sync)) {
+        IN_LOOP.set(true);
+        // SAFETY: no follower runs, since the last loop has ended and only the leader starts one. The lifetime of the body is forgotten,
+        // but this call returns only after every follower has finished the loop.
+        unsafe {
+            *self.work.get() = (std::mem::transmute::<&(dyn Fn(usize, usize) + Sync), &'static Body>(f), tasks);
+        }
+        self.next.store(0, Ordering::Relaxed);
+        self.running.store(self.asleep.len(), Ordering::Relaxed);
+        // Sequentially consistent with the flags of sleepers: either the leader sees the flag, or the sleeper the new round.
+        self.round.fetch_add(1, Ordering::SeqCst);
+        for (i, asleep) in self.asleep.iter().enumerate() {
+            if asleep.load(Ordering::SeqCst) {
+                held(&self.followers)[i].unpark();
+            }
+        }
+        self.claim(f, tasks, 0);
+        let mut looks = 0;
+        while self.running.load(Ordering::Acquire) != 0 {
+            // A follower that has lost its processor to others may need this one.
+            if looks < LOOKS { std::hint::spin_loop() } else { thread::yield_now() }
+            looks += 1;
+        }
+        IN_LOOP.set(false);
+        let panic = held(&self.panic).take();
+        if let Some(payload) = panic {
+            resume_unwind(payload);
+        }
+    }
+
+    /// What the other workers do all their lives.
+    fn follow(&self, worker: usize, looks: usize) {
         IN_LOOP.set(true);
         let mut seen = 0;
         loop {
@@ -217,7 +303,7 @@ impl Board {
                 return;
             }
             if let Err(payload) = catch_unwind(AssertUnwindSafe(|| body(task, worker))) {
-                self.panic.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(payload);
+                held(&self.panic).get_or_insert(payload);
             }
         }
     }
@@ -300,6 +386,21 @@ mod tests {
             });
             assert_eq!(count.into_inner(), 31);
         }
+    }
+
+    #[test]
+    fn a_schedule_runs_on_the_leader() {
+        let pool = Pool::new(2).unwrap();
+        let mut seen = Vec::new();
+        let name = pool.lead(|| {
+            pool.run(2, |_, _| {});
+            seen.push(1);
+            pool.lead(|| thread::current().name().map(str::to_owned))
+        });
+        assert_eq!((name.as_deref(), seen), (Some("kiln-0"), vec![1]));
+        let caught = catch_unwind(AssertUnwindSafe(|| pool.lead(|| panic!("inside"))));
+        assert_eq!(caught.err().and_then(|p| p.downcast_ref::<&str>().copied()), Some("inside"));
+        assert_eq!(pool.lead(|| 7), 7);
     }
 
     #[test]
