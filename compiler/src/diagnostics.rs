@@ -197,4 +197,8 @@ pub const CODES: &[(&str, &str)] = &[
     ("K0867", "shape that is not its values'"),
     ("K0868", "missing value in a state file"),
     ("K0869", "state that does not fit the model"),
+    ("K0871", "positions that meet outside of causal attention"),
+    ("K0872", "root that cannot be decoded"),
+    ("K0873", "more positions than a decoder holds"),
+    ("K0874", "ids that are no whole positions"),
 ];

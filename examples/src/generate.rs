@@ -1,8 +1,9 @@
-//! Writing text with a trained GPT: the state of a run continues a prompt byte by byte.
+//! Writing text with a trained GPT: the state of a run continues a prompt byte by byte, with keys and values of earlier bytes in caches.
 
 use std::collections::BTreeMap;
 use std::process::ExitCode;
 
+use kiln::decoder::Decoder;
 use kiln::progress::print_line;
 use kiln::random;
 use kiln::run_dir::{RunDir, RunError};
@@ -28,7 +29,8 @@ pub fn generate(args: &GenerateArgs) -> Result<ExitCode, Failure> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// The prompt and its continuation by the parameters of `state`. Bytes that are not UTF-8 become U+FFFD.
+/// The prompt and its continuation by the parameters of `state`. Bytes that are not UTF-8 become U+FFFD. A byte sees at most `config.seq`
+/// bytes before it: of a longer prompt the last ones, and whenever the window is full, it goes on with its second half.
 ///
 /// # Errors
 /// [`Failure::Train`] if the state does not fit, [`Failure::Option`] if the prompt is empty.
@@ -39,19 +41,31 @@ pub fn text(config: &Config, state: &State<'_>, args: &GenerateArgs) -> Result<S
     let sizes = sizes_of(config, 1);
     let mut session = Session::<GptLogits>::new(sizes, dtype(config.precision), BTreeMap::new(), config.threads)?;
     session.set_params(state)?;
-    let vocab = config.preset.widths().v;
+    let mut decoder = session.decoder()?;
+    drop(session);
     let mut bytes = args.prompt.clone().into_bytes();
+    let mut ids: Vec<i32> = bytes.iter().map(|&b| i32::from(b)).collect();
+    let mut seen = ids.len().saturating_sub(decoder.capacity());
     for i in 0..args.length {
-        let window = &bytes[bytes.len().saturating_sub(config.seq)..];
-        let last = window.len() - 1;
-        // Causal: what stands after the last byte cannot change its logits.
-        let mut ids: Vec<i32> = window.iter().map(|&b| i32::from(b)).collect();
-        ids.resize(config.seq, 0);
-        let logits = session.forward(&ids)?;
+        seen = room(&mut decoder, seen, ids.len());
+        let logits = decoder.push(&ids[seen..])?;
+        seen = ids.len();
         let uniform = random::uniform(args.seed, i as u64, 0);
-        bytes.push(choose(&logits[last * vocab..][..BYTES], args.temperature, uniform));
+        let byte = choose(&logits[..BYTES], args.temperature, uniform);
+        bytes.push(byte);
+        ids.push(i32::from(byte));
     }
     Ok(String::from_utf8_lossy(&bytes).into_owned())
+}
+
+/// Makes room for the ids from `seen` up to `all`. Where there is none, the decoder forgets, and takes half a window of the last ids again:
+/// then that many more follow before it forgets the next time. Returns the first id to push.
+fn room<L>(decoder: &mut Decoder<L>, seen: usize, all: usize) -> usize {
+    if all - seen <= decoder.remaining() {
+        return seen;
+    }
+    decoder.reset();
+    all - (decoder.capacity() / 2).max(1)
 }
 
 /// The byte at which the cumulated softmax(logits/temperature) passes `uniform` in [0, 1); the likeliest at temperature 0.

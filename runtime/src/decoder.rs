@@ -32,7 +32,9 @@ pub enum DecodeError {
         pushed: usize,
     },
     /// Ids that are no whole positions. Nothing was computed.
-    #[error("K0874: {ids} ids are no whole positions of {rows} rows: give the ids of row 0, then those of row 1, .., and at least one each")]
+    #[error(
+        "K0874: {ids} ids are no whole positions of {rows} rows: give the ids of row 0, then those of row 1, .., and at least one each"
+    )]
     Uneven {
         /// Ids given.
         ids: usize,

@@ -1,8 +1,9 @@
-//! `host`: whole training steps on the processor beside other libraries.
+//! `host`: whole training steps, and cached generation, on the processor beside other libraries.
 
 use clap::{Parser, Subcommand};
 use kiln_bench::Result;
-use kiln_bench::host::{models, prepare, serve};
+use kiln_bench::host::{decode, models, prepare, serve};
+use kiln_bench::models::Model;
 use std::io::{stdin, stdout};
 use std::path::PathBuf;
 
@@ -28,6 +29,23 @@ enum Command {
         #[arg(long, default_value_t = 2)]
         threads: usize,
     },
+    /// Time cached generation of one row: {"tokens": n, "seconds": t}
+    Decode {
+        /// Model: xs, s or s_odd
+        model: String,
+        /// Tokens to generate
+        #[arg(default_value_t = 256)]
+        tokens: usize,
+        /// Worker threads
+        #[arg(long, default_value_t = 2)]
+        threads: usize,
+    },
+}
+
+/// The model of that name.
+fn known(name: &str) -> Result<Model> {
+    let found = models().into_iter().find(|m| m.name == name);
+    Ok(found.ok_or(format!("no model `{name}`"))?)
 }
 
 /// Batches of the stream of tokens, after which it begins again.
@@ -37,9 +55,8 @@ fn main() -> Result<()> {
     match Cli::parse().command {
         Command::Prepare { folder } => prepare(&folder, BATCHES),
         Command::Serve { model, threads } => {
-            let known = models();
-            let model = known.iter().find(|m| m.name == model).ok_or(format!("no model `{model}`"))?;
-            serve::serve(model, threads, BATCHES, stdin().lock(), stdout().lock())
+            serve::serve(&known(&model)?, threads, BATCHES, stdin().lock(), stdout().lock())
         }
+        Command::Decode { model, tokens, threads } => decode::decode(&known(&model)?, threads, tokens, stdout().lock()),
     }
 }

@@ -1,9 +1,10 @@
 //! The host suite: how fast are whole training steps beside those of other libraries, on the same processor?
 //!
 //! In: models, weights and tokens that `prepare` writes to a folder, and one program for each library that answers a line protocol
-//! ([`serve`]). Out: one JSON file of raw numbers, a table and a picture. Programs stay alive and take turns, so that whatever slows
+//! ([`serve`]). [`decode`] times cached generation. Out: one JSON file of raw numbers, a table and a picture. Programs stay alive and take turns, so that whatever slows
 //! the machine down slows all of them.
 
+pub mod decode;
 pub mod serve;
 
 use crate::Result;

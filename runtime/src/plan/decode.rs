@@ -119,7 +119,12 @@ fn check_views(model: &Model, sequence: Axis) -> Result<(), DecodeRefusal> {
         for func in bodies.chain([&ty.programs.eval.func]) {
             let Some((name, line)) = renamed(func, sequence) else { continue };
             let (layer, file) = (ty.layer.name.clone(), ty.layer.file.clone());
-            return Err(DecodeRefusal::Mixes { layer, file, line, what: format!("a `{name}` of the sequence `{sequence}`") });
+            return Err(DecodeRefusal::Mixes {
+                layer,
+                file,
+                line,
+                what: format!("a `{name}` of the sequence `{sequence}`"),
+            });
         }
     }
     Ok(())
@@ -219,9 +224,7 @@ impl Check<'_> {
     /// The parameter behind a buffer, if the sequence is one of its axes.
     fn sequence_param(&self, buffer: super::BufferId) -> Option<usize> {
         match self.plan.buffers[buffer].segment {
-            Segment::Param(p) | Segment::Shadow(p) => {
-                self.model.params[p].shape.contains(&self.sequence).then_some(p)
-            }
+            Segment::Param(p) | Segment::Shadow(p) => self.model.params[p].shape.contains(&self.sequence).then_some(p),
             Segment::Grad(_) | Segment::Host | Segment::Temporary => None,
         }
     }

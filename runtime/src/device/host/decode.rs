@@ -403,8 +403,7 @@ fn meetings(plan: &Plan, kernels: &[DecodeKernel]) -> Vec<bool> {
             own.then_some(Touched { from: b.offset, to: b.offset + b.bytes(), writes, is_solo })
         };
         let inputs = step.inputs.iter().map(|b| (b, false));
-        let mine: Vec<Touched> =
-            inputs.chain(step.outputs.iter().map(|b| (b, true))).filter_map(touched).collect();
+        let mine: Vec<Touched> = inputs.chain(step.outputs.iter().map(|b| (b, true))).filter_map(touched).collect();
         let apart = |a: &Touched, b: &Touched| {
             a.to <= b.from || b.to <= a.from || !(a.writes || b.writes) || (a.is_solo && b.is_solo)
         };
