@@ -89,6 +89,31 @@ fn choose(logits: &[f32], temperature: f64, uniform: f32) -> u8 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::gpt::{B, D, F, G, K, L, R, S, V};
+    use kiln::prelude::sizes;
+
+    #[test]
+    fn a_full_window_goes_on_with_its_second_half() {
+        const WINDOW: usize = 8;
+        let sizes = sizes! { B = 1, S = WINDOW, D = 12, G = 2, R = 1, K = 4, F = 10, V = 16, L = 1 };
+        let mut session =
+            Session::<GptLogits>::new(sizes, kiln::DType::F32, BTreeMap::new(), 1).expect("the model is sound");
+        let mut decoder = session.decoder().expect("a causal model");
+        let ids: Vec<i32> = (0..30).map(|i| i * 7 % 16).collect();
+        let mut seen = 0;
+        for all in 3..ids.len() {
+            seen = room(&mut decoder, seen, all);
+            let logits = decoder.push(&ids[seen..all]).expect("there is room").to_vec();
+            seen = all;
+            let held = decoder.position();
+            assert!(held <= WINDOW && (held >= WINDOW / 2 || held == all), "{held} positions of {all}");
+            let mut window = ids[all - held..all].to_vec();
+            window.resize(WINDOW, 0);
+            let whole = session.forward(&window).expect("a sound batch");
+            let off = logits.iter().zip(&whole[(held - 1) * 16..]).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+            assert!(off < 1e-5, "off by {off} after {all} ids");
+        }
+    }
 
     #[test]
     fn choices_follow_the_distribution() {

@@ -21,7 +21,7 @@ pub enum DecodeError {
     Device(#[from] DeviceError),
     /// More positions than caches hold. Nothing was computed.
     #[error(
-        "K0873: {pushed} more positions after {held} are more than the {capacity} that the sequence has; call `reset`, and push what shall be kept"
+        "K0871: {pushed} more positions after {held} are more than the {capacity} that the sequence has; call `reset`, and push what shall be kept"
     )]
     Full {
         /// Positions that there may be.
@@ -33,7 +33,7 @@ pub enum DecodeError {
     },
     /// Ids that are no whole positions. Nothing was computed.
     #[error(
-        "K0874: {ids} ids are no whole positions of {rows} rows: give the ids of row 0, then those of row 1, .., and at least one each"
+        "K0872: {ids} ids are no whole positions of {rows} rows: give the ids of row 0, then those of row 1, .., and at least one each"
     )]
     Uneven {
         /// Ids given.

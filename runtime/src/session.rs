@@ -2,7 +2,7 @@
 
 use crate::batch::{self, HostBatch};
 use crate::decoder::{DecodeError, Decoder};
-use crate::device::{DeviceError, Target};
+use crate::device::Target;
 use crate::exec::comm::Member;
 use crate::exec::{Engine, EngineOptions, Kind, Mode, Run};
 use crate::layer::Layer;
@@ -111,7 +111,7 @@ impl<L: Layer> Session<L> {
             #[cfg(any(feature = "wgpu", feature = "cuda"))]
             Target::Gpu(_) => {
                 let what = "does not decode: make the session on the host".to_owned();
-                Err(DeviceError::Unsupported { device: self.target.name(), what }.into())
+                Err(crate::device::DeviceError::Unsupported { device: self.target.name(), what }.into())
             }
         }
     }

@@ -15,7 +15,7 @@ use kiln_compiler::ops::{self, Op};
 pub enum DecodeRefusal {
     /// A layer looks along the sequence by something else than causal attention.
     #[error(
-        "K0871: {file}:{line}: layer `{layer}` has {what}; a decoder computes each position once, so positions may meet in `attend(.., Causal)` alone"
+        "K0717: {file}:{line}: layer `{layer}` has {what}; a decoder computes each position once, so positions may meet in `attend(.., Causal)` alone"
     )]
     Mixes {
         /// Layer instance, or the layer's name.
@@ -29,7 +29,7 @@ pub enum DecodeRefusal {
     },
     /// A root with other inputs or another output.
     #[error(
-        "K0872: the root `{layer}` {why}; a decoder takes a root of one `Ids<B, S>` whose first output has a value for each position"
+        "K0718: the root `{layer}` {why}; a decoder takes a root of one `Ids<B, S>` whose first output has a value for each position"
     )]
     Root {
         /// Root.
@@ -237,7 +237,7 @@ impl Check<'_> {
     fn library(
         &self,
         step: &Step,
-        op: &Op,
+        op: Op,
         attrs: &Attrs,
         inputs: &[Type],
         outputs: &[Type],
@@ -255,12 +255,12 @@ impl Check<'_> {
             }
             "dot_general" => {}
             "slice" | "pad" | "concat" if names(attrs, s) => {
-                return refuse(format!("a `{}` along the sequence `{s}`", ops::word(*op, attrs)));
+                return refuse(format!("a `{}` along the sequence `{s}`", ops::word(op, attrs)));
             }
             "slice" | "pad" | "concat" => {}
             // Whatever else there is may look anywhere, an operation of the user's own too.
             _ if inputs.iter().chain(outputs).any(has) => {
-                return refuse(format!("`{}` over the sequence `{s}`", ops::word(*op, attrs)));
+                return refuse(format!("`{}` over the sequence `{s}`", ops::word(op, attrs)));
             }
             _ => {}
         }

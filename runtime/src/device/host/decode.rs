@@ -71,7 +71,7 @@ enum DecodeKernel {
     /// Attention over a cache, cut among the members.
     Attention { plan: CachedAttention, operands: [Buf; 3], results: [Buf; 2], cache: Cache, rounds: Vec<DType> },
     /// Any other step, of the first member: its number in the plan.
-    Other(Kernel, usize),
+    Other(Box<Kernel>, usize),
 }
 
 /// A region with all that it is given, for all positions or for each.
@@ -203,7 +203,7 @@ enum Planned {
     Region(Programs, Vec<StreamArg>),
     Product(RowProduct, Epilogue),
     Attention(CachedAttention, [DType; 2], Vec<DType>),
-    Other(Kernel),
+    Other(Box<Kernel>),
 }
 
 impl Planned {
@@ -275,7 +275,7 @@ impl Kinds {
 }
 
 fn other(plan: &Plan, step: &Step) -> Result<Planned, DeviceError> {
-    Ok(Planned::Other(prepare_step(plan, step, 1, 0)?))
+    Ok(Planned::Other(Box::new(prepare_step(plan, step, 1, 0)?)))
 }
 
 /// A region's program at position `t`.

@@ -261,7 +261,7 @@ mod tests {
         list.iter().map(|&(a, n)| (Axis::of(a), n)).collect()
     }
 
-    fn axes(names: &str) -> Vec<Axis> {
+    fn axes(names: &'static str) -> Vec<Axis> {
         names.split_whitespace().map(Axis::of).collect()
     }
 
@@ -291,10 +291,7 @@ mod tests {
         for (a, b, out) in cases {
             for dtype in [DType::F32, DType::Bf16] {
                 let (a, b, out) = (axes(a), axes(b), axes(out));
-                let Some(p) = RowProduct::new(&a, &b, &out, &sizes) else {
-                    assert_eq!(out, axes("B G S K"), "only heads of several rows lie apart");
-                    continue;
-                };
+                let p = RowProduct::new(&a, &b, &out, &sizes).expect("few rows, and a matrix in one piece");
                 let mut x = Owned::of(dtype, &noise(1, p.rows * p.depth));
                 let mut w = Owned::of(dtype, &noise(2, p.columns * p.depth));
                 let wanted = wanted(&p, &x.values(), &w.values());
@@ -322,7 +319,7 @@ mod tests {
     fn many_rows_and_other_layouts_are_left_to_packing() {
         let sizes = sizes(&[("B", 17), ("S", 1), ("D", 5), ("V", 6), ("G", 2)]);
         assert!(RowProduct::new(&axes("B S D"), &axes("D V"), &axes("B S V"), &sizes).is_none());
-        assert!(RowProduct::new(&axes("S D"), &axes("G D V"), &axes("G S V"), &sizes).is_some());
+        assert!(RowProduct::new(&axes("S D"), &axes("G D V"), &axes("G S V"), &sizes).is_none());
         assert!(RowProduct::new(&axes("S D G"), &axes("G D V"), &axes("S V"), &sizes).is_none());
     }
 }
