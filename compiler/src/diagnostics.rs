@@ -158,6 +158,8 @@ pub const CODES: &[(&str, &str)] = &[
     ("K0714", "mesh axis without ranks"),
     ("K0715", "configuration outside of an operation's range"),
     ("K0716", "too many copies of a layer"),
+    ("K0717", "positions that meet outside of causal attention"),
+    ("K0718", "root that cannot be decoded"),
     ("K0801", "out of memory"),
     ("K0802", "no worker threads"),
     ("K0804", "operation without a kernel on the device"),
@@ -197,4 +199,6 @@ pub const CODES: &[(&str, &str)] = &[
     ("K0867", "shape that is not its values'"),
     ("K0868", "missing value in a state file"),
     ("K0869", "state that does not fit the model"),
+    ("K0871", "more positions than a decoder holds"),
+    ("K0872", "ids that are no whole positions"),
 ];

@@ -3,6 +3,7 @@
 use std::process::ExitCode;
 
 use kiln::data::DataError;
+use kiln::decoder::DecodeError;
 use kiln::interrupt::InterruptError;
 use kiln::metrics::MetricsError;
 use kiln::run_dir::RunError;
@@ -18,6 +19,9 @@ pub enum Failure {
     /// The text.
     #[error(transparent)]
     Data(#[from] DataError),
+    /// The decoder.
+    #[error(transparent)]
+    Decode(Box<DecodeError>),
     /// Signals.
     #[error(transparent)]
     Interrupt(#[from] InterruptError),
@@ -46,6 +50,12 @@ pub enum Failure {
 impl From<TrainError> for Failure {
     fn from(error: TrainError) -> Failure {
         Failure::Train(Box::new(error))
+    }
+}
+
+impl From<DecodeError> for Failure {
+    fn from(error: DecodeError) -> Failure {
+        Failure::Decode(Box::new(error))
     }
 }
 

@@ -6,6 +6,7 @@ extern crate self as kiln;
 pub mod batch;
 pub mod check;
 pub mod data;
+pub mod decoder;
 pub mod device;
 pub mod exec;
 pub mod explain;

@@ -1,6 +1,7 @@
 //! Session: inference over saved parameters. A root layer, sizes and a state file become a function.
 
 use crate::batch::{self, HostBatch};
+use crate::decoder::{DecodeError, Decoder};
 use crate::device::Target;
 use crate::exec::comm::Member;
 use crate::exec::{Engine, EngineOptions, Kind, Mode, Run};
@@ -18,6 +19,8 @@ use std::path::Path;
 pub struct Session<L> {
     model: Model,
     engine: Engine,
+    target: Target,
+    threads: usize,
     root: PhantomData<fn() -> L>,
 }
 
@@ -61,10 +64,10 @@ impl<L: Layer> Session<L> {
         let model = link::link(L::DEF, &options)?;
         let forward = plan::build_forward(&model, &sizes, target.memory());
         let decays = vec![false; model.params.len()];
-        let options = EngineOptions { target, threads, seed: 0, n_moments: 0, decays, poison: false };
+        let options = EngineOptions { target: target.clone(), threads, seed: 0, n_moments: 0, decays, poison: false };
         let mut engine = Engine::new(&model, None, forward, &options, Member::alone())?;
         engine.initialise(&model, 0)?;
-        Ok(Session { model, engine, root: PhantomData })
+        Ok(Session { model, engine, target, threads, root: PhantomData })
     }
 
     /// Takes the parameters of a state.
@@ -93,5 +96,23 @@ impl<L: Layer> Session<L> {
         self.engine.write_inputs(Mode::Evaluate, &inputs)?;
         self.engine.run(Mode::Evaluate, Run { step: 0, micro: 0, part: 0, loss_scale: 1.0 })?;
         Ok(self.engine.output(Mode::Evaluate, 0)?)
+    }
+
+    /// A decoder with the parameters of this moment, which computes one position after the other and keeps keys and values. It is
+    /// independent of the session, which may be dropped or run on. There may be as many positions as the sequence has in the session's
+    /// sizes.
+    ///
+    /// # Errors
+    /// [`DecodeError::Refused`] if positions meet in something else than `attend(.., Causal)`, or the root takes more than ids or returns
+    /// no value for each position; [`DecodeError::Device`] if the session is not on the host, or memory or threads are refused.
+    pub fn decoder(&self) -> Result<Decoder<L>, DecodeError> {
+        match &self.target {
+            Target::Host => Decoder::new(&self.model, &self.engine, self.threads),
+            #[cfg(any(feature = "wgpu", feature = "cuda"))]
+            Target::Gpu(_) => {
+                let what = "does not decode: make the session on the host".to_owned();
+                Err(crate::device::DeviceError::Unsupported { device: self.target.name(), what }.into())
+            }
+        }
     }
 }

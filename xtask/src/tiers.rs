@@ -92,6 +92,11 @@ pub const TIERS: &[Tier] = &[
         commands: &[&["--test", "equivalence"]],
     },
     Tier {
+        name: "decode",
+        question: "does a decoder compute what whole windows compute, and allocate nothing?",
+        commands: &[&["--test", "decode", "--test", "decode_memory"]],
+    },
+    Tier {
         name: "devices",
         question: "are whole training steps on a GPU those of the host, and are its failures typed errors?",
         commands: &[&["--test", "devices", "--test", "gpu_suite"]],

@@ -1,10 +1,10 @@
-//! `host`: whole training steps on the processor beside other libraries.
+//! `host`: whole training steps, and cached generation, on the processor beside other libraries.
 
 use clap::{Parser, Subcommand};
 use kiln::device::Target;
 use kiln_bench::Result;
 use kiln_bench::host::compare::{Peer, Plan, THREADS, run};
-use kiln_bench::host::{BATCHES, models, prepare, serve, show};
+use kiln_bench::host::{BATCHES, decode, models, prepare, serve, show};
 use kiln_bench::models::Model;
 use std::fs;
 use std::io::{stdin, stdout};
@@ -28,6 +28,17 @@ enum Command {
     Serve {
         /// Model: xs, s or s_odd
         model: String,
+        /// Worker threads
+        #[arg(long, default_value_t = THREADS)]
+        threads: usize,
+    },
+    /// Time cached generation of one row: {"tokens": n, "seconds": t}
+    Decode {
+        /// Model: xs, s or s_odd
+        model: String,
+        /// Tokens to generate
+        #[arg(default_value_t = 256)]
+        tokens: usize,
         /// Worker threads
         #[arg(long, default_value_t = THREADS)]
         threads: usize,
@@ -81,6 +92,9 @@ fn main() -> Result<()> {
         Command::Prepare { folder } => prepare(&folder, BATCHES),
         Command::Serve { model: name, threads } => {
             serve::serve(&model(&name)?, threads, BATCHES, stdin().lock(), stdout().lock())
+        }
+        Command::Decode { model: name, tokens, threads } => {
+            decode::decode(&model(&name)?, threads, tokens, stdout().lock())
         }
         Command::Steps { model: name } => {
             kiln_bench::gpu::kernels::run(&model(&name)?, &Target::Host, false)?;

@@ -1,11 +1,12 @@
 //! The host suite: how fast are whole training steps beside those of other libraries, on the same processor?
 //!
 //! In: models, weights and tokens that `prepare` writes to a folder, and one program for each library that answers a line protocol
-//! ([`serve`]). Out: one JSON file of raw numbers, a table and a picture. Reading order: `serve` (one side) → `compare` (all) → `products`
-//! (the floor) → `show`. Programs stay alive and take turns, so that whatever slows
-//! the machine down slows all of them.
+//! ([`serve`]). Out: one JSON file of raw numbers, a table and a picture. Programs stay alive and take turns, so that whatever slows the
+//! machine down slows all of them. Reading order: `serve` (one side) → `compare` (all) → `products` (the floor) → `show`; `decode` times
+//! cached generation.
 
 pub mod compare;
+pub mod decode;
 pub mod products;
 pub mod serve;
 pub mod show;

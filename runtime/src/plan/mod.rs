@@ -1,9 +1,10 @@
 //! Plan: a linked model becomes a complete list of steps over buffers with fixed offsets, before anything is allocated.
 //!
-//! `schedule` unrolls the model's tree into steps and logical buffers; [`arena`] gives every buffer its offset. The executor
-//! decides nothing: it runs the steps in order.
+//! `schedule` unrolls the model's tree into steps and logical buffers; [`arena`] gives every buffer its offset; [`decode`] plans one
+//! position at a time. The executor decides nothing: it runs the steps in order.
 
 pub mod arena;
+pub mod decode;
 mod ids;
 mod schedule;
 

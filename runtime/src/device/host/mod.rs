@@ -7,15 +7,19 @@
 //!
 //! Reading order: [`step`] (from plan to kernels) → [`cpu`] (which instructions) → [`pool`] (who runs) → [`buffer`] (what memory) → `micro` (inner loop of products) →
 //! [`gemm`] → [`tile`], [`attention`], [`loss`], [`optim`], [`scatter`], [`copy`], [`user_op`].
+//!
+//! [`decode`] runs a plan of one position for one position after the other, with [`row_product`] and [`attention_decode`], on a [`team`].
 
 // `multiversion!` hands every body its arithmetic; those that only copy or compare have no use for it.
 #![allow(clippy::extra_unused_type_parameters)]
 
 pub mod arena;
 pub mod attention;
+pub mod attention_decode;
 pub mod buffer;
 pub mod copy;
 pub mod cpu;
+pub mod decode;
 pub mod gemm;
 mod inspected;
 pub mod loss;
@@ -26,9 +30,11 @@ pub mod optim;
 mod oracle;
 mod pack;
 pub mod pool;
+pub mod row_product;
 pub mod scatter;
 mod share;
 pub mod step;
+pub mod team;
 pub mod tile;
 mod transpose;
 pub mod user_op;

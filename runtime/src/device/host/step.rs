@@ -79,7 +79,7 @@ impl RunCx<'_> {
 
     /// Scratch.
     #[allow(unsafe_code, clippy::mut_from_ref)]
-    fn workspace(&self) -> &mut [f32] {
+    pub(super) fn workspace(&self) -> &mut [f32] {
         let bytes = self.layout.workspace_bytes;
         let ptr = self.arena.at(self.layout.workspace, bytes).cast();
         // SAFETY: in range and aligned; steps run one after another and each takes the scratch once.
@@ -220,7 +220,8 @@ pub fn prepare(plan: &Plan, threads: usize, seed: u64) -> Result<Vec<Kernel>, St
     plan.steps.iter().map(|s| prepare_step(plan, s, threads, seed)).collect()
 }
 
-fn prepare_step(plan: &Plan, step: &Step, threads: usize, seed: u64) -> Result<Kernel, StepError> {
+/// The kernel of one step.
+pub(super) fn prepare_step(plan: &Plan, step: &Step, threads: usize, seed: u64) -> Result<Kernel, StepError> {
     let unsupported = |op: &str| StepError::Unsupported {
         op: op.to_owned(),
         path: step.path.to_string(),
