@@ -47,7 +47,11 @@ impl Tables {
     /// For sequences of the full length.
     pub fn new(sizes: Sizes, device: &Device) -> Self {
         let (cos, sin) = rope_tables(sizes);
-        let table = |values| Tensor::from_data(TensorData::new(values, [1, 1, sizes.s, sizes.k / 2]), device);
+        // Both halves of a head turn by the same angle.
+        let table = |values| {
+            let half = Tensor::<4>::from_data(TensorData::new(values, [1, 1, sizes.s, sizes.k / 2]), device);
+            half.repeat_dim(3, 2)
+        };
         // True outside of the lower triangle.
         let later = Tensor::<2, Bool>::tril_mask([sizes.s, sizes.s], 0, device);
         Self {
@@ -61,10 +65,8 @@ impl Tables {
     /// Rotates the halves of each head: `[B, G, S, K]`.
     fn rope(&self, x: Tensor<4>) -> Tensor<4> {
         let half = x.dims()[3] / 2;
-        let (a, b) = (x.clone().narrow(3, 0, half), x.narrow(3, half, half));
-        let (cos, sin) = (self.cos.clone(), self.sin.clone());
-        let first = a.clone() * cos.clone() - b.clone() * sin.clone();
-        Tensor::cat(vec![first, b * cos + a * sin], 3)
+        let (first, second) = (x.clone().narrow(3, 0, half), x.clone().narrow(3, half, half));
+        x * self.cos.clone() + Tensor::cat(vec![-second, first], 3) * self.sin.clone()
     }
 }
 
