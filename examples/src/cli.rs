@@ -104,6 +104,9 @@ pub struct TrainArgs {
     /// Continue the named run, or the one that saved last
     #[arg(long)]
     pub resume: bool,
+    /// Record some steps, print where their time went, and write a Chrome trace to profile.json of the run; on the host
+    #[arg(long)]
+    pub profile: bool,
     /// Steps between lines of metrics.jsonl [default: 10, and 1 for at most 100 steps]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     pub log_every: Option<u64>,

@@ -28,6 +28,9 @@ use crate::gpt::*;
 const EVAL_BATCHES: usize = 16;
 /// Key of the order of validation text: the same for every run, so that runs compare.
 const VALID_SEED: u64 = 0;
+/// Steps before a profile begins, and steps of a profile.
+const PROFILE_AFTER: u64 = 10;
+const PROFILED_STEPS: u64 = 5;
 /// Largest norm of the gradients.
 const CLIP: f64 = 1.0;
 
@@ -46,6 +49,8 @@ struct Run {
     elapsed_before: f64,
     end: u64,
     since_record: Meter,
+    /// The steps of which a profile is made.
+    profiled: Option<std::ops::Range<u64>>,
 }
 
 /// What passed since the last record.
@@ -76,6 +81,10 @@ pub fn train(args: &TrainArgs) -> Result<ExitCode, Failure> {
     print_note(&corpus.summary());
     let mut trainer = session(&config)?;
     print_note(&device_line(&config, &trainer));
+    if args.profile && trainer.target().name() != "host" {
+        let why = format!("only the host records what its workers do, and this run is on `{}`", trainer.target().name());
+        return Err(Failure::option("--profile", why));
+    }
     say_cache_note(trainer.target());
     let end = args.stop_at.unwrap_or(config.steps).min(config.steps);
     let mut batches = Batches::new(corpus.train.clone(), config.batch, config.seq, config.seed);
@@ -115,7 +124,14 @@ pub fn train(args: &TrainArgs) -> Result<ExitCode, Failure> {
         elapsed_before,
         end,
         since_record,
+        profiled: None,
     };
+    if args.profile {
+        let done = run.trainer.steps_done();
+        // A short run is profiled from its second half on.
+        let from = done + PROFILE_AFTER.min((run.end - done) / 2);
+        run.profiled = Some(from..run.end.min(from + PROFILED_STEPS));
+    }
     if run.steps_to(interrupt)? {
         run.progress.finish();
         print_note(&format!("interrupted after step {}; `--resume` continues", run.trainer.steps_done()));
@@ -261,6 +277,9 @@ impl Run {
         let mut batch = Batch::default();
         while self.trainer.steps_done() < self.end {
             self.batches.fill(&mut batch);
+            if self.profiled.as_ref().is_some_and(|p| p.start == self.trainer.steps_done()) {
+                self.trainer.profile()?;
+            }
             let (sent, copied) = (self.trainer.ranks().collective_bytes(), self.trainer.ranks().copied());
             self.trainer.submit(&batch)?;
             let step = self.trainer.steps_done();
@@ -273,6 +292,9 @@ impl Run {
             self.since_record.steps += 1;
             self.since_record.collective_bytes = self.trainer.ranks().collective_bytes() - sent;
             self.since_record.copied = Copied { h2d: now.h2d - copied.h2d, d2h: now.d2h - copied.d2h };
+            if self.profiled.as_ref().is_some_and(|p| p.end == step) {
+                self.write_profile()?;
+            }
             self.after_step(step, report)?;
             if interrupt.requested() {
                 self.save()?;
@@ -281,6 +303,17 @@ impl Run {
         }
         self.save()?;
         Ok(false)
+    }
+
+    /// Prints the table of the profile and writes its trace.
+    fn write_profile(&mut self) -> Result<(), Failure> {
+        if let Some(profile) = self.trainer.profiled()? {
+            let path = self.folder.profile();
+            self.folder.write(&path, &profile.trace)?;
+            print_note(profile.table.trim_end());
+            print_note(&format!("trace for chrome://tracing: {}", path.display()));
+        }
+        Ok(())
     }
 
     fn is_due(&self, step: u64, every: u64) -> bool {

@@ -21,6 +21,7 @@ pub mod optim;
 pub mod plan;
 pub mod plot;
 pub mod prelude;
+pub mod profile;
 pub mod progress;
 pub mod random;
 pub mod ranks;

@@ -180,6 +180,11 @@ impl RunDir {
         self.path.join("loss.svg")
     }
 
+    /// The trace of a profile.
+    pub fn profile(&self) -> PathBuf {
+        self.path.join("profile.json")
+    }
+
     /// Writes one of the run's files durably.
     ///
     /// # Errors

@@ -10,8 +10,10 @@ use crate::exec::{EngineOptions, Kind, Mode, micro_sizes};
 use crate::explain;
 use crate::layer::Layer;
 use crate::link::{self, Keep, LinkError, LinkOptions, Model};
+use crate::device::host::ceilings::ceilings;
 use crate::optim::{AdamW, Group, Groups, Optimizer, OptimizerError, clip_factor};
 use crate::plan::{self, IdError, Plan};
+use crate::profile::{Profile, Profiled};
 use crate::ranks::{Mesh, Ranks, RanksError};
 use crate::scaler::{LossScaler, ScalerOptions};
 use crate::schedule::{Schedule, ScheduleError};
@@ -535,6 +537,32 @@ impl<L: Layer> Trainer<L> {
     /// Where it computes.
     pub fn target(&self) -> &Target {
         &self.inherited.target
+    }
+
+    /// From now on the first rank's device records what its workers do, until [`Trainer::profiled`].
+    ///
+    /// # Errors
+    /// [`DeviceError::Unsupported`] on other devices than the host.
+    pub fn profile(&mut self) -> Result<(), TrainError> {
+        match self.ranks.engine_mut().device_mut().record() {
+            true => Ok(()),
+            false => {
+                let what = "records no profile: train with `--device host`, or time its kernels with `cargo xtask gpu`";
+                Err(DeviceError::Unsupported { device: self.target().name(), what: what.to_owned() }.into())
+            }
+        }
+    }
+
+    /// Ends a profile: the trace and the table of the steps since [`Trainer::profile`], beside what the machine can do, which takes a
+    /// second to measure. `None` if no profile was begun.
+    ///
+    /// # Errors
+    /// [`DeviceError::Threads`] when the system refuses to start threads.
+    pub fn profiled(&mut self) -> Result<Option<Profiled>, TrainError> {
+        let Some(recording) = self.ranks.engine_mut().device_mut().recorded() else { return Ok(None) };
+        let ceilings = ceilings(recording.workers()).map_err(DeviceError::Threads)?;
+        let profile = Profile { model: self.model(), plan: self.plan(), recording };
+        Ok(Some(Profiled::of(&profile, ceilings)))
     }
 
     /// The ranks of the mesh, to measure on their devices.

@@ -5,7 +5,8 @@ use crate::models::{CLIP, Model};
 use kiln_examples::gpt::GptTied;
 use kiln::device::Target;
 use kiln::exec::{Mode, Run};
-use kiln::plan::{Plan, Step, Work};
+use kiln::plan::cost::{cost, shape_name};
+use kiln::plan::{Step, Work};
 use serde::Serialize;
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -81,13 +82,14 @@ pub fn run(model: &Model, target: &Target, is_quick: bool) -> Result<Timed> {
     };
     let mut rows: BTreeMap<(String, String), Row> = BTreeMap::new();
     for (step, time) in plan.steps.iter().zip(&times) {
-        let name = emitted(step).unwrap_or_else(|| named(step));
+        let name = emitted(step).unwrap_or_else(|| shape_name(step));
         let phase = format!("{:?}", step.phase).to_lowercase();
         let row = rows.entry((name.clone(), phase.clone())).or_default();
         (row.name, row.phase) = (name, phase);
         row.seconds.push(time.as_secs_f64());
-        row.bytes += bytes(plan, step);
-        row.flops += flops(step);
+        let cost = cost(plan, step);
+        row.bytes += cost.bytes;
+        row.flops += cost.flops;
     }
     // A step that runs together with a later one takes no time of its own.
     let mut rows: Vec<Row> = rows.into_values().filter(|row| row.total() > 0.0).collect();
@@ -115,54 +117,6 @@ impl Row {
         let products =
             if self.flops > 0.0 { format!(", {:.2} TFLOP/s", self.flops / total / TERA) } else { String::new() };
         format!("{:>9.3} ms {n:>4} x {:<8} {rate:>8.1} GB/s{products}  {}", 1e3 * total, self.phase, self.name)
-    }
-}
-
-/// A library operation with its operands' axes: each shape is a row of its own.
-fn named(step: &Step) -> String {
-    let word = step.work.name();
-    match &step.work {
-        Work::Library { inputs, .. } => {
-            let shapes = inputs.iter().map(|t| t.shape.iter().map(ToString::to_string).collect::<String>());
-            format!("{word} {}", shapes.collect::<Vec<_>>().join(","))
-        }
-        Work::Region { .. } | Work::Accumulate(_) | Work::AllReduce { .. } => word,
-    }
-}
-
-fn bytes(plan: &Plan, step: &Step) -> usize {
-    let mut inputs = step.inputs.clone();
-    inputs.sort_unstable();
-    inputs.dedup();
-    inputs.iter().chain(&step.outputs).map(|&b| plan.buffers[b].bytes()).sum()
-}
-
-/// Products of an operation: two operations for each multiplication, under the causal mask for half of the pairs, as the compiler counts.
-fn flops(step: &Step) -> f64 {
-    let Work::Library { op, attrs, inputs, .. } = &step.work else { return 0.0 };
-    let [a, b, ..] = inputs.as_slice() else { return 0.0 };
-    let elements = |axes: &[_]| 2.0 * step.sizes.elements(axes) as f64;
-    // Every point of the joint index space is one multiplication.
-    let joint = || {
-        let mut all = a.shape.clone();
-        all.extend(b.shape.iter().filter(|axis| !a.shape.contains(axis)));
-        elements(&all)
-    };
-    // Keys lie along the last axis but one, whose name may be that of the queries' axis.
-    let scores = || {
-        let keys = b.shape.len().checked_sub(2).map_or(1, |i| step.sizes.of(b.shape[i])) as f64;
-        elements(&a.shape) * if attrs.flag("causal") { keys / 2.0 } else { keys }
-    };
-    match op.name {
-        "dot_general" => joint(),
-        // Scores, and their product with the values.
-        "attention" => 2.0 * scores(),
-        // Scores again, and the cotangents of probabilities, queries, keys and values.
-        "attention_vjp" => 5.0 * scores(),
-        "linear_cross_entropy" => joint(),
-        // Logits again, and the cotangents of both operands.
-        "linear_cross_entropy_vjp" => 3.0 * joint(),
-        _ => 0.0,
     }
 }
 

@@ -17,6 +17,7 @@ use crate::exec::{HostInput, Job, Mode, Placed, Run, Slot};
 use crate::explain::bytes as shown;
 use crate::optim::{AdamWStep, SgdStep};
 use crate::plan::Memory;
+use crate::profile::Recording;
 use crate::user_op::HostOnly;
 use std::fmt;
 #[cfg(any(feature = "wgpu", feature = "cuda"))]
@@ -114,6 +115,16 @@ pub trait Device: Send {
     /// # Errors
     /// [`DeviceError`] if the device fails.
     fn time_steps(&mut self, mode: Mode, run: Run, repeats: usize) -> Result<Vec<Duration>, DeviceError>;
+
+    /// From now on the device records when it is busy with what; false if it cannot.
+    fn record(&mut self) -> bool {
+        false
+    }
+
+    /// Ends a recording and gives it; `None` if there is none.
+    fn recorded(&mut self) -> Option<Recording> {
+        None
+    }
 
     /// Whole steps without waiting; `None` on a device that has finished whenever a call returns.
     fn queue(&mut self) -> Option<&mut dyn Queue> {

@@ -4,6 +4,7 @@
 //! position at a time. The executor decides nothing: it runs the steps in order.
 
 pub mod arena;
+pub mod cost;
 pub mod decode;
 mod ids;
 mod schedule;

@@ -17,6 +17,7 @@ pub mod arena;
 pub mod attention;
 pub mod attention_decode;
 pub mod buffer;
+pub mod ceilings;
 pub mod copy;
 pub mod cpu;
 pub mod decode;
@@ -45,6 +46,7 @@ use crate::exec::inspect::Inspection;
 use crate::exec::layout::{ArenaLayout, Range};
 use crate::exec::{HostInput, Job, Mode, Placed, Run, Slot};
 use crate::plan::{BufferId, Memory, Plan};
+use crate::profile::{Recording, What};
 use arena::Arena;
 use buffer::Buf;
 use inspected::Inspected;
@@ -68,6 +70,8 @@ pub struct HostDevice {
     tensor: Member,
     /// Present where every run is inspected.
     inspection: Option<Inspection>,
+    /// Present while a profile is made.
+    recording: Option<Recording>,
 }
 
 impl HostDevice {
@@ -86,7 +90,7 @@ impl HostDevice {
         let arena = Arena::new(placed.layout.total, || placed.owners())?;
         let shadows = shadows(&placed.layout, &arena);
         let trained_shadows = placed.layout.flat.trained.iter().map(|r| within(&shadows, r)).collect();
-        Ok(HostDevice { placed, arena, train, evaluate, shadows, trained_shadows, pool, tensor, inspection })
+        Ok(HostDevice { placed, arena, train, evaluate, shadows, trained_shadows, pool, tensor, inspection, recording: None })
     }
 
     fn context<'a>(&'a self, plan: &'a Plan, run: Run) -> RunCx<'a> {
@@ -112,6 +116,21 @@ impl HostDevice {
         let layout = &self.placed.layout;
         let len = layout.flat.trained.last().map_or(0, |r| r.end);
         self.arena.f32s_mut(layout.grads, len)
+    }
+
+    /// One optimizer step over all trained parameters, and their shadows.
+    fn updated(&self, update: &Update) {
+        let ArenaLayout { params, grads, moments, flat, .. } = &*self.placed.layout;
+        for (r, shadows) in flat.trained.iter().zip(&self.trained_shadows) {
+            let (part, group) = (|segment: usize| self.part(segment, r), Update::group(r.decays));
+            let (p, g) = (part(*params), part(*grads));
+            match update {
+                Update::AdamW(s) => {
+                    optim::adamw(&self.pool, &s[group], p, g, [part(moments[0]), part(moments[1])], shadows);
+                }
+                Update::Sgd(s) => optim::sgd(&self.pool, &s[group], p, g, part(moments[0]), shadows),
+            }
+        }
     }
 
     fn buf(&self, slot: Slot) -> Buf {
@@ -143,12 +162,20 @@ impl Device for HostDevice {
             self.arena.f32s_mut(plan.buffers[b].offset, 1)[0] = run.loss_scale;
         }
         let mut inspection = self.inspection.take();
+        let mut recording = self.recording.take();
         let cx = self.context(&plan, run);
         let kernels = self.kernels(mode);
-        self.pool.lead(|| match &mut inspection {
-            None => kernels.iter().zip(&plan.steps).for_each(|(k, s)| k.run(&cx, s)),
-            Some(seen) => inspected(kernels, &cx, seen),
+        self.pool.lead(|| match (&mut inspection, &mut recording) {
+            (None, None) => kernels.iter().zip(&plan.steps).for_each(|(k, s)| k.run(&cx, s)),
+            (None, Some(recording)) if mode == Mode::Train => {
+                for (i, (k, s)) in kernels.iter().zip(&plan.steps).enumerate() {
+                    recorded(recording, &self.pool, What::Step(i), || k.run(&cx, s));
+                }
+            }
+            (None, Some(_)) => kernels.iter().zip(&plan.steps).for_each(|(k, s)| k.run(&cx, s)),
+            (Some(seen), _) => inspected(kernels, &cx, seen),
         });
+        self.recording = recording;
         self.inspection = inspection;
         Ok(())
     }
@@ -191,18 +218,24 @@ impl Device for HostDevice {
         Ok(layout.flat.trained.iter().all(|r| optim::all_finite(&self.pool, self.part(layout.grads, r))))
     }
 
+    fn record(&mut self) -> bool {
+        self.pool.note(true);
+        self.recording = Some(Recording::new(self.pool.threads()));
+        true
+    }
+
+    fn recorded(&mut self) -> Option<Recording> {
+        self.pool.note(false);
+        self.recording.take()
+    }
+
     fn update(&mut self, update: &Update) -> Result<(), DeviceError> {
-        let ArenaLayout { params, grads, moments, flat, .. } = &*self.placed.layout;
-        for (r, shadows) in flat.trained.iter().zip(&self.trained_shadows) {
-            let (part, group) = (|segment: usize| self.part(segment, r), Update::group(r.decays));
-            let (p, g) = (part(*params), part(*grads));
-            match update {
-                Update::AdamW(s) => {
-                    optim::adamw(&self.pool, &s[group], p, g, [part(moments[0]), part(moments[1])], shadows);
-                }
-                Update::Sgd(s) => optim::sgd(&self.pool, &s[group], p, g, part(moments[0]), shadows),
-            }
+        let mut recording = self.recording.take();
+        match &mut recording {
+            None => self.updated(update),
+            Some(recording) => recorded(recording, &self.pool, What::Update, || self.updated(update)),
         }
+        self.recording = recording;
         Ok(())
     }
 
@@ -235,6 +268,15 @@ impl Device for HostDevice {
     fn inspection(&self) -> Option<&Inspection> {
         self.inspection.as_ref()
     }
+}
+
+/// Does a part of a training step, and records who was busy with it when.
+fn recorded(recording: &mut Recording, pool: &Pool, what: What, part: impl FnOnce()) {
+    // Loops between the parts belong to none.
+    pool.take_notes(|_, _| {});
+    let begin = Instant::now();
+    part();
+    recording.add(what, begin, Instant::now(), |note| pool.take_notes(note));
 }
 
 /// Runs all steps with every buffer poisoned outside of its life.

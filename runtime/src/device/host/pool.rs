@@ -15,6 +15,7 @@ use std::ptr;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle, Thread};
+use std::time::Instant;
 
 /// A fixed number of workers.
 pub struct Pool {
@@ -29,6 +30,9 @@ struct Crew {
     /// One schedule at a time.
     turn: Mutex<()>,
 }
+
+/// When a worker began its part of a loop, and when it found no more tasks.
+pub type Busy = (Instant, Instant);
 
 /// A loop that is running: called with a task and a worker.
 type Body = dyn Fn(usize, usize) + Sync;
@@ -52,6 +56,9 @@ struct Board {
     asleep: Vec<AtomicBool>,
     /// What the first task that panicked said.
     panic: Mutex<Option<Box<dyn Any + Send>>>,
+    /// Whether workers note when they are busy, and what each has noted.
+    notes: AtomicBool,
+    noted: Vec<Mutex<Vec<Busy>>>,
     ends: AtomicBool,
 }
 
@@ -101,6 +108,8 @@ impl Pool {
             followers: Mutex::default(),
             asleep: (1..threads).map(|_| AtomicBool::new(false)).collect(),
             panic: Mutex::new(None),
+            notes: AtomicBool::new(false),
+            noted: (0..threads).map(|_| Mutex::default()).collect(),
             ends: AtomicBool::new(false),
         });
         // More workers than processors only take time from each other while they look.
@@ -132,6 +141,21 @@ impl Pool {
     /// Number of workers; scratch is sized by it.
     pub fn threads(&self) -> usize {
         self.threads
+    }
+
+    /// From now on workers note when they are busy, or no longer.
+    pub fn note(&self, on: bool) {
+        if let Some(crew) = &self.crew {
+            crew.board.notes.store(on, Ordering::Relaxed);
+        }
+    }
+
+    /// Calls `f(worker, busy)` for what workers have noted since the last call.
+    pub fn take_notes(&self, mut f: impl FnMut(usize, Busy)) {
+        let Some(crew) = &self.crew else { return };
+        for (worker, noted) in crew.board.noted.iter().enumerate() {
+            held(noted).drain(..).for_each(|busy| f(worker, busy));
+        }
     }
 
     /// Calls `f` on the worker that leads, which starts loops without a detour, and gives its result.
@@ -295,8 +319,18 @@ impl Board {
         round
     }
 
-    /// Runs tasks until none is left; after a panic the others are still claimed, so that the loop ends.
+    /// Runs tasks until none is left, and notes how long that took.
     fn claim(&self, body: &(dyn Fn(usize, usize) + Sync), tasks: usize, worker: usize) {
+        if !self.notes.load(Ordering::Relaxed) {
+            return self.claim_all(body, tasks, worker);
+        }
+        let begin = Instant::now();
+        self.claim_all(body, tasks, worker);
+        held(&self.noted[worker]).push((begin, Instant::now()));
+    }
+
+    /// Runs tasks until none is left; after a panic the others are still claimed, so that the loop ends.
+    fn claim_all(&self, body: &(dyn Fn(usize, usize) + Sync), tasks: usize, worker: usize) {
         loop {
             let task = self.next.fetch_add(1, Ordering::Relaxed);
             if task >= tasks {
