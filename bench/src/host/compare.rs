@@ -78,7 +78,7 @@ pub const THREADS: usize = 2;
 /// Losses of all libraries after the same steps agree within this.
 const TOLERANCE: f64 = 1e-3;
 /// A turn takes about as long as Kiln needs for so many tokens.
-const TOKENS_PER_TURN: usize = 10_240;
+const TOKENS_PER_TURN: usize = 6_144;
 
 /// Measures everything.
 ///
