@@ -1,4 +1,4 @@
-//! The host's arena: one mapping, made once after planning, of huge pages where the system has them: a step reads matrices across their
+//! The host's arena: one allocation, made once after planning, in huge pages where the system has them: a step reads matrices across their
 //! rows, each in a page of its own. Offsets come from the plan; this file only adds the base.
 #![allow(unsafe_code)]
 
@@ -6,14 +6,15 @@ use super::buffer::Buf;
 use crate::device::{OutOfMemory, machine_memory};
 use crate::plan::arena::ALIGNMENT;
 use kiln_compiler::ir::DType;
-use memmap2::{MmapMut, MmapOptions};
+use std::alloc::{Layout, alloc, dealloc};
+
+/// A huge page of x86 and of most ARM systems.
+const HUGE_PAGE: usize = 2 << 20;
 
 /// Zeroed, aligned bytes.
 pub struct Arena {
-    /// Keeps the bytes.
-    _mapping: MmapMut,
     ptr: *mut u8,
-    bytes: usize,
+    layout: Layout,
 }
 
 // SAFETY: the arena is plain memory; who may touch which bytes when is the schedule's promise, checked by the planner.
@@ -22,7 +23,7 @@ unsafe impl Send for Arena {}
 unsafe impl Sync for Arena {}
 
 impl Arena {
-    /// Allocates; pages are touched by first use. `owners` lists who needs the bytes, largest first, for the error.
+    /// Allocates and writes zeros. `owners` lists who needs the bytes, largest first, for the error.
     ///
     /// # Errors
     /// When the process cannot have so much, or the system refuses.
@@ -30,16 +31,25 @@ impl Arena {
         let bytes = bytes.max(ALIGNMENT);
         let refused = |available, owners| OutOfMemory::new(bytes, available, owners);
         let available = machine_memory().filter(|&limit| bytes > limit);
-        if available.is_some() {
-            return Err(refused(available, owners()));
+        let alignment = if bytes < HUGE_PAGE { ALIGNMENT } else { HUGE_PAGE };
+        let layout = match Layout::from_size_align(bytes, alignment) {
+            Ok(layout) if available.is_none() => layout,
+            _ => return Err(refused(available, owners())),
+        };
+        // SAFETY: the size is not zero.
+        let ptr = unsafe { alloc(layout) };
+        if ptr.is_null() {
+            return Err(refused(None, owners()));
         }
-        let Ok(mut mapping) = MmapOptions::new().len(bytes).map_anon() else { return Err(refused(None, owners())) };
-        // Advice only: without huge pages everything works, more slowly.
-        #[cfg(target_os = "linux")]
-        let _ = mapping.advise(memmap2::Advice::HugePage);
-        let ptr = mapping.as_mut_ptr();
-        assert!((ptr as usize).is_multiple_of(ALIGNMENT), "pages begin at multiples of {ALIGNMENT}");
-        Ok(Arena { _mapping: mapping, ptr, bytes })
+        // SAFETY: the bytes were just allocated, and nobody else has them. What the system does with the advice changes no value.
+        unsafe {
+            #[cfg(target_os = "linux")]
+            if bytes >= HUGE_PAGE {
+                libc::madvise(ptr.cast(), bytes, libc::MADV_HUGEPAGE);
+            }
+            ptr.write_bytes(0, bytes);
+        }
+        Ok(Arena { ptr, layout })
     }
 
     /// The bytes `offset..offset + len`.
@@ -47,7 +57,7 @@ impl Arena {
     /// # Panics
     /// If they are not inside.
     pub fn at(&self, offset: usize, len: usize) -> *mut u8 {
-        assert!(offset + len <= self.bytes, "bytes {offset}+{len} of an arena of {}", self.bytes);
+        assert!(offset + len <= self.layout.size(), "bytes {offset}+{len} of an arena of {}", self.layout.size());
         // SAFETY: inside the allocation.
         unsafe { self.ptr.add(offset) }
     }
@@ -93,5 +103,12 @@ impl Arena {
         // SAFETY: the range is checked, and the arena lives as long as the device; the planner keeps buffers that are alive together
         // apart, and offsets are multiples of 256.
         unsafe { Buf::new(self.at(offset, len), len, dtype) }
+    }
+}
+
+impl Drop for Arena {
+    fn drop(&mut self) {
+        // SAFETY: allocated in `new` with this layout.
+        unsafe { dealloc(self.ptr, self.layout) };
     }
 }

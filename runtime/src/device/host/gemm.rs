@@ -59,8 +59,10 @@ const PACKED_B: usize = 2 << 20;
 const DEEP_B: usize = 1 << 16;
 // Elements of a task that packs for itself: operands of a block of K and its part of C (1.5 MiB) stay in the second-level cache.
 const DEEP_TASK: usize = 3 << 17;
+// Steps of K that lie at most so many elements apart are read in place; farther ones miss the caches too often.
+const NEAR: usize = 512;
 // Tasks per thread of such products: more would pack more.
-const DEEP_TASKS_PER_THREAD: usize = 2;
+const DEEP_TASKS_PER_THREAD: usize = 1;
 // Below this many multiply-adds, waking a thread costs more than it saves.
 const SERIAL_WORK: usize = 1 << 16;
 // Up to this many rows, B is read once in place instead of being packed.
@@ -505,10 +507,20 @@ impl Call<'_> {
         }
     }
 
-    /// Rows of A where they lie, if they are as good as packed: f32, each of them in one piece.
+    /// Rows of A where they lie, if they are as good as packed: f32, each of them in one piece, or all of them beside each other at every
+    /// step of K.
     fn in_place(&self, base: usize, lanes: Lanes<'_>, k0: usize, depth: usize) -> Option<Strip> {
         let p = self.plan;
-        if self.pairs || self.a.dtype() != DType::F32 || depth == 0 || !p.a_k.unit(k0, depth) {
+        if self.pairs || self.a.dtype() != DType::F32 || depth == 0 {
+            return None;
+        }
+        if self.plan.way == Way::Deep && lanes.table.unit(lanes.first, lanes.count) {
+            let k = p.a_k.stride(k0, depth).filter(|&k| k <= NEAR)?;
+            let first = base + lanes.table.at[lanes.first] + p.a_k.at[k0];
+            let all = self.a.f32s(first, (depth - 1) * k + lanes.count);
+            return Some(Strip { a: all.as_ptr(), row: 1, k });
+        }
+        if !p.a_k.unit(k0, depth) {
             return None;
         }
         let row = lanes.table.stride(lanes.first, lanes.count)?;
