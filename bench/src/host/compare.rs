@@ -65,7 +65,7 @@ pub struct Results {
     pub cpu: String,
     /// Worker threads of each library.
     pub threads: usize,
-    /// Model → library → numbers.
+    /// Model, in capitals → library → numbers.
     pub models: BTreeMap<String, BTreeMap<String, Measured>>,
     /// Model → tokens/s if its products took no longer than the faster of Kiln and PyTorch takes for each, and all else nothing.
     pub floor_tokens_per_s: BTreeMap<String, f64>,
@@ -104,10 +104,11 @@ pub fn run(plan: &Plan, folder: &Path) -> Result<Results> {
         if let Some(other) = &plan.products {
             add_rates(&mut rates, other, name, folder)?;
         }
+        let name = name.to_uppercase();
         let floor: f64 = rates.iter().map(Product::least_seconds).sum();
-        results.floor_tokens_per_s.insert(model.name.to_owned(), model.tokens_per_step() as f64 / floor);
-        results.products.insert(model.name.to_owned(), rates);
-        results.models.insert(model.name.to_owned(), measured);
+        results.floor_tokens_per_s.insert(name.clone(), model.tokens_per_step() as f64 / floor);
+        results.products.insert(name.clone(), rates);
+        results.models.insert(name, measured);
     }
     Ok(results)
 }

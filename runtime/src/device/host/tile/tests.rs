@@ -264,6 +264,24 @@ fn rotations() {
     assert_eq!(error, Some(TileError::OddRotation(Axis::new("K"), 5)));
 }
 
+/// Where there are sequences and heads enough, cosines and sines come from tables.
+#[test]
+fn rotations_through_tables() {
+    for dtype in [0, 1] {
+        for (b, s, h, k) in [(9, 5, 3, 4), (4, 17, 6, 32)] {
+            let sizes = axes("BSHK").into_iter().zip([b, s, h, k]).collect();
+            let program = TileProgram::new(&rope(dtype), &sizes, |d| d, |_| None, 1).unwrap();
+            let tables = &program.first.as_ref().expect("cosines depend on two axes of four").tables;
+            assert!(tables.iter().all(|&n| n == s * k), "{tables:?}");
+            check(&rope(dtype), &[('B', b), ('S', s), ('H', h), ('K', k)], &[]);
+        }
+    }
+    // A part of the positions knows its place only in the whole region.
+    let sizes = axes("BSHK").into_iter().zip([9, 5, 3, 4]).collect();
+    let part = |axis: Axis| (axis == Axis::new("S")).then_some(Part { offset: 5, whole: 10 });
+    assert!(TileProgram::new(&rope(0), &sizes, |d| d, part, 1).unwrap().first.is_none());
+}
+
 /// Softmax, and an RMS norm of it with a weight.
 #[test]
 fn rows() {
