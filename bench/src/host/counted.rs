@@ -29,8 +29,11 @@ use std::hint::black_box;
 /// Work that can be done again and again.
 type Case = Box<dyn FnMut() -> Result<()>>;
 
+/// Makes the operands of a case.
+type Build = fn() -> Result<Case>;
+
 /// The cases in the order of the table.
-const CASES: [(&str, fn() -> Result<Case>); 13] = [
+const CASES: [(&str, Build); 13] = [
     ("product_nn", || product(["ik", "kj"], [256, 704, 256])),
     ("product_nt", || product(["ik", "jk"], [256, 256, 704])),
     ("product_tn", || product(["ki", "kj"], [256, 704, 256])),
