@@ -1,5 +1,6 @@
 //! Measurements of Kiln, one executable each; they print numbers and never judge them.
 
+#[cfg(feature = "gpu")]
 pub mod gpu;
 pub mod host;
 pub mod models;

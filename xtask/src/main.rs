@@ -10,6 +10,7 @@ mod nvrtc;
 mod peers;
 mod report;
 mod tiers;
+mod valgrind;
 mod vulkan;
 mod workspace;
 

@@ -1,7 +1,7 @@
 //! The tiers of tests: which cargo commands each consists of, how they are run, counted and printed.
 
 use crate::report::{Counts, listed};
-use crate::{gxx, nvrtc, peers, vulkan, workspace};
+use crate::{gxx, nvrtc, peers, valgrind, vulkan, workspace};
 use std::fs;
 use std::io::{BufRead, BufReader};
 use std::process::{Command, Stdio};
@@ -37,6 +37,9 @@ const CUDA_COMPILE: &str = "cuda-compile";
 
 /// Its g++ is installed when it runs.
 const CUDA_EMULATED: &str = "cuda-emulated";
+
+/// Its valgrind is installed, and its program built, when it runs.
+const COUNTS: &str = "counts";
 
 /// All tiers, cheapest answers first.
 pub const TIERS: &[Tier] = &[
@@ -95,6 +98,11 @@ pub const TIERS: &[Tier] = &[
         name: "decode",
         question: "does a decoder compute what whole windows compute, and allocate nothing?",
         commands: &[&["--test", "decode", "--test", "decode_memory"]],
+    },
+    Tier {
+        name: COUNTS,
+        question: "does the host device take more instructions than it did?",
+        commands: &[&["--test", "counts"]],
     },
     Tier {
         name: "devices",
@@ -164,6 +172,7 @@ struct Machine {
     no_cuda: Option<String>,
     no_nvrtc: Option<String>,
     no_gxx: Option<String>,
+    no_valgrind: Option<String>,
 }
 
 impl Machine {
@@ -172,7 +181,8 @@ impl Machine {
         let no_cuda = (!has_card).then(|| "no CUDA card: kernels are compiled for it, none is run".to_owned());
         let no_nvrtc =
             nvrtc::installed().is_none().then(|| "no NVRTC yet; the tier unpacks it when it runs".to_owned());
-        Machine { no_wgpu: vulkan::prepare(may_install), no_cuda, no_nvrtc, no_gxx: gxx::missing() }
+        let (no_gxx, no_valgrind) = (gxx::missing(), valgrind::missing());
+        Machine { no_wgpu: vulkan::prepare(may_install), no_cuda, no_nvrtc, no_gxx, no_valgrind }
     }
 
     /// Why a case cannot run here; cases say in their names which device they need.
@@ -183,6 +193,7 @@ impl Machine {
             () if needs("cuda") => self.no_cuda.as_deref(),
             () if needs("nvrtc") => self.no_nvrtc.as_deref(),
             () if needs("emulated") => self.no_gxx.as_deref(),
+            () if needs("counted") => self.no_valgrind.as_deref(),
             () => None,
         }
     }
@@ -247,6 +258,12 @@ fn execute(tier: &Tier, machine: &Machine, options: &Options) -> Result<Counts, 
             && let Some(reason) = gxx::prepare()
         {
             command.env("KILN_NO_GXX", reason);
+        }
+        if tier.name == COUNTS {
+            match valgrind::prepare()? {
+                Ok(program) => command.env("KILN_COUNTED", program),
+                Err(reason) => command.env("KILN_NO_VALGRIND", reason),
+            };
         }
         let (output, success) = stream(command)?;
         let mut one = Counts::of_run(&output);

@@ -3,9 +3,10 @@
 //! In: models, weights and tokens that `prepare` writes to a folder, and one program for each library that answers a line protocol
 //! ([`serve`]). Out: one JSON file of raw numbers, a table and a picture. Programs stay alive and take turns, so that whatever slows the
 //! machine down slows all of them. Reading order: `serve` (one side) → `compare` (all) → `products` (the floor) → `show`; `decode` times
-//! cached generation.
+//! cached generation. `counted` is beside it: work whose instructions are counted, and no time.
 
 pub mod compare;
+pub mod counted;
 pub mod decode;
 pub mod products;
 pub mod serve;
