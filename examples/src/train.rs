@@ -82,7 +82,8 @@ pub fn train(args: &TrainArgs) -> Result<ExitCode, Failure> {
     let mut trainer = session(&config)?;
     print_note(&device_line(&config, &trainer));
     if args.profile && trainer.target().name() != "host" {
-        let why = format!("only the host records what its workers do, and this run is on `{}`", trainer.target().name());
+        let why =
+            format!("only the host records what its workers do, and this run is on `{}`", trainer.target().name());
         return Err(Failure::option("--profile", why));
     }
     say_cache_note(trainer.target());

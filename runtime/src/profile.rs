@@ -135,9 +135,7 @@ impl Profile<'_> {
     /// A trace for `chrome://tracing` or Perfetto: one lane per worker, one slice per step of the schedule, with its layer and line.
     pub fn trace(&self) -> String {
         const MICRO: f64 = 1e6;
-        let lane = |worker: usize| {
-            json!({ "ph": "M", "pid": 0, "tid": worker, "name": "thread_name", "args": { "name": format!("worker {worker}") } })
-        };
+        let lane = |worker: usize| json!({ "ph": "M", "pid": 0, "tid": worker, "name": "thread_name", "args": { "name": format!("worker {worker}") } });
         let slice = |s: &Slice| {
             let (phase, layer, line) = self.place(s.what);
             json!({
@@ -165,7 +163,12 @@ impl Profile<'_> {
             1e3 * all / steps,
             ceilings.gflops,
             ceilings.gb_per_s,
-            "ms a step", "share", "times", "rate", "of ceiling", "busy"
+            "ms a step",
+            "share",
+            "times",
+            "rate",
+            "of ceiling",
+            "busy"
         );
         for ((name, phase), row) in rows {
             let (rate, unit, ceiling) = match row.cost.flops > 0.0 {

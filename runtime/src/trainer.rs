@@ -5,12 +5,12 @@
 //! are public: [`crate::step`].
 
 use crate::batch;
+use crate::device::host::ceilings::ceilings;
 use crate::device::{DeviceError, Target};
 use crate::exec::{EngineOptions, Kind, Mode, micro_sizes};
 use crate::explain;
 use crate::layer::Layer;
 use crate::link::{self, Keep, LinkError, LinkOptions, Model};
-use crate::device::host::ceilings::ceilings;
 use crate::optim::{AdamW, Group, Groups, Optimizer, OptimizerError, clip_factor};
 use crate::plan::{self, IdError, Plan};
 use crate::profile::{Profile, Profiled};

@@ -120,9 +120,19 @@ fn check_table(root: &'static LayerDef, sizes: &Sizes, tensor: usize, keep: Keep
 /// What a body records on tracing tensors is what the macro parsed, for every layer of the examples.
 fn recorded() -> Result<(), Failed> {
     let report = kiln::check::recordings()?;
-    for layer in
-        ["attention", "block", "classifier", "gpt", "gpt_logits", "gpt_tied", "linear", "mlp", "mlp_logits", "swiglu", "trunk"]
-    {
+    for layer in [
+        "attention",
+        "block",
+        "classifier",
+        "gpt",
+        "gpt_logits",
+        "gpt_tied",
+        "linear",
+        "mlp",
+        "mlp_logits",
+        "swiglu",
+        "trunk",
+    ] {
         if !report.compared.iter().any(|name| name == layer) {
             return Err(format!("`{layer}` is not among {:?}", report.compared).into());
         }

@@ -85,7 +85,8 @@ fn file_name(cpu: &str, date: &str) -> String {
 
 /// Builds a program in release mode; its path.
 fn build(args: &[&str], folder: PathBuf, name: &str) -> Result<PathBuf, String> {
-    let target = if folder == workspace::root() { workspace::target() } else { workspace::target().join("bench-peers") };
+    let target =
+        if folder == workspace::root() { workspace::target() } else { workspace::target().join("bench-peers") };
     let mut cargo = workspace::cargo();
     cargo.current_dir(&folder).env("CARGO_TARGET_DIR", &target).args(["build", "--release"]).args(args);
     let status = cargo.status().map_err(|e| format!("cargo did not start: {e}"))?;

@@ -2,11 +2,11 @@
 
 use super::Result;
 use crate::models::{CLIP, Model};
-use kiln_examples::gpt::GptTied;
 use kiln::device::Target;
 use kiln::exec::{Mode, Run};
 use kiln::plan::cost::{cost, shape_name};
 use kiln::plan::{Step, Work};
+use kiln_examples::gpt::GptTied;
 use serde::Serialize;
 use std::collections::BTreeMap;
 use std::time::Duration;

@@ -2,8 +2,8 @@
 
 use super::Result;
 use crate::models::{CLIP, Model};
-use kiln_examples::gpt::GptTied;
 use kiln::device::Target;
+use kiln_examples::gpt::GptTied;
 use serde::Serialize;
 use std::path::Path;
 use std::time::Instant;

@@ -2,8 +2,8 @@
 
 use super::Result;
 use crate::models::{self, CLIP};
-use kiln_examples::gpt::GptTied;
 use kiln::device::Target;
+use kiln_examples::gpt::GptTied;
 use serde::Serialize;
 
 /// Both runs.

@@ -138,8 +138,11 @@ fn side_by_side(plan: &Plan, model: &Model, folder: &Path) -> Result<BTreeMap<St
     else {
         return Err("nothing to measure".into());
     };
-    if !(most - least <= TOLERANCE) {
-        return Err(format!("{}: the loss of {a} is {least}, that of {b} {most}, after the same steps", model.name).into());
+    let apart = most - least;
+    if apart.is_nan() || apart > TOLERANCE {
+        return Err(
+            format!("{}: the loss of {a} is {least}, that of {b} {most}, after the same steps", model.name).into()
+        );
     }
     Ok(measured)
 }
@@ -235,7 +238,8 @@ impl Running {
     /// Ends it; its numbers.
     fn end(mut self, steps: usize) -> Result<(String, Measured)> {
         let status = fs::read_to_string(format!("/proc/{}/status", self.child.id())).unwrap_or_default();
-        let peak = status.lines().find_map(|l| l.strip_prefix("VmHWM:")?.trim().strip_suffix(" kB")?.parse::<u64>().ok());
+        let peak =
+            status.lines().find_map(|l| l.strip_prefix("VmHWM:")?.trim().strip_suffix(" kB")?.parse::<u64>().ok());
         drop(self.input);
         self.child.wait()?;
         let all = (self.used.user + self.used.system).max(1) as f64;

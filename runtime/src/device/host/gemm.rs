@@ -454,15 +454,7 @@ impl Call<'_> {
                 }
                 let dst = &mut packed[i * depth..(i + mr) * depth];
                 *strip = Strip { a: dst.as_ptr(), row: 1, k: mr };
-                self.pack(
-                    self.a,
-                    p.a_batch.at[at.batch],
-                    lanes,
-                    &p.a_k,
-                    k0,
-                    depth,
-                    dst,
-                );
+                self.pack(self.a, p.a_batch.at[at.batch], lanes, &p.a_k, k0, depth, dst);
             }
             for j in (0..at.cols).step_by(nr) {
                 let width = nr.min(at.cols - j);
@@ -703,15 +695,7 @@ fn pack_floats_body<F: Fma>(
 
 /// As [`pack_floats`], straight from memory.
 #[inline(always)]
-fn pack_f32<F: Fma>(
-    src: &[f32],
-    base: usize,
-    lanes: Lanes<'_>,
-    ks: &Table,
-    k0: usize,
-    depth: usize,
-    dst: &mut [f32],
-) {
+fn pack_f32<F: Fma>(src: &[f32], base: usize, lanes: Lanes<'_>, ks: &Table, k0: usize, depth: usize, dst: &mut [f32]) {
     let Lanes { table, first, count, width } = lanes;
     let dst = &mut dst[..depth * width];
     if count < width {

@@ -90,7 +90,18 @@ impl HostDevice {
         let arena = Arena::new(placed.layout.total, || placed.owners())?;
         let shadows = shadows(&placed.layout, &arena);
         let trained_shadows = placed.layout.flat.trained.iter().map(|r| within(&shadows, r)).collect();
-        Ok(HostDevice { placed, arena, train, evaluate, shadows, trained_shadows, pool, tensor, inspection, recording: None })
+        Ok(HostDevice {
+            placed,
+            arena,
+            train,
+            evaluate,
+            shadows,
+            trained_shadows,
+            pool,
+            tensor,
+            inspection,
+            recording: None,
+        })
     }
 
     fn context<'a>(&'a self, plan: &'a Plan, run: Run) -> RunCx<'a> {

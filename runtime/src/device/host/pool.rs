@@ -269,7 +269,11 @@ impl Board {
         let mut looks = 0;
         while self.running.load(Ordering::Acquire) != 0 {
             // A follower that has lost its processor to others may need this one.
-            if looks < LOOKS { std::hint::spin_loop() } else { thread::yield_now() }
+            if looks < LOOKS {
+                std::hint::spin_loop()
+            } else {
+                thread::yield_now()
+            }
             looks += 1;
         }
         IN_LOOP.set(false);

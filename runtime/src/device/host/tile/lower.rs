@@ -452,7 +452,9 @@ impl Context<'_> {
                 Owner::Output(_) => false,
                 Owner::Input(k) => {
                     let is_used = |(i, instr): (usize, &Instr)| used[i] && *instr == Instr::Load(k);
-                    o.strides[s] == 0 && o.strides.iter().any(|x| *x != 0) && self.region.code.iter().enumerate().any(is_used)
+                    o.strides[s] == 0
+                        && o.strides.iter().any(|x| *x != 0)
+                        && self.region.code.iter().enumerate().any(is_used)
                 }
                 Owner::Instr(i) => used[i] && o.strides[s] == 0,
             })
@@ -775,13 +777,7 @@ impl Writer<'_> {
             walk.join_runs();
             keeps_run.truncate(walk.runs.len());
         }
-        Ok(Store {
-            walk,
-            lacks_outer: of(&self.groups.outer),
-            lacks_rows: of(&self.groups.rows),
-            keeps_run,
-            lacks_run,
-        })
+        Ok(Store { walk, lacks_outer: of(&self.groups.outer), lacks_rows: of(&self.groups.rows), keeps_run, lacks_run })
     }
 
     fn output(&mut self, i: usize, instr: usize, dtype: DType) -> Result<(), TileError> {

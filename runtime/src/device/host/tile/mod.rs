@@ -16,9 +16,9 @@ mod tests;
 use super::buffer::{Buf, round};
 use super::pool::Pool;
 use super::share::Shared;
+use hoist::Hoisted;
 use kiln_compiler::fuse::Region;
 use kiln_compiler::ir::{Axis, DType, Sizes};
-use hoist::Hoisted;
 use lower::Program;
 use smallvec::SmallVec;
 use thiserror::Error;
@@ -132,9 +132,9 @@ impl TileProgram {
     /// Scratch in f32 elements.
     pub fn workspace_len(&self) -> usize {
         let own = self.program.partial_len() + self.threads * self.program.worker_len;
-        self.first.as_ref().map_or(own, |first| {
-            first.tables.iter().sum::<usize>() + own.max(first.program.workspace_len())
-        })
+        self.first
+            .as_ref()
+            .map_or(own, |first| first.tables.iter().sum::<usize>() + own.max(first.program.workspace_len()))
     }
 
     /// Executes the region.
