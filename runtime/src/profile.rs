@@ -3,8 +3,8 @@
 //! The host records while it trains; the schedule is the same in every training step, so steps are told apart by their number in the plan.
 
 use crate::link::Model;
-use crate::plan::cost::{Cost, cost, shape_name};
-use crate::plan::{Plan, Work};
+use crate::plan::Plan;
+use crate::plan::cost::{self, Cost};
 use serde_json::json;
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -113,15 +113,12 @@ struct Row {
 }
 
 impl Profile<'_> {
-    /// The name of a part: a kernel that a macro wrote, or an operation with the axes of its operands.
+    /// The name of a part.
     fn name(&self, what: What) -> String {
-        let What::Step(i) = what else { return "optimizer".to_owned() };
-        let step = &self.plan.steps[i];
-        let emitted = match &step.work {
-            Work::Region { region, .. } => self.model.kernel(region.hash()).map(|k| k.name.to_owned()),
-            Work::Library { .. } | Work::Accumulate(_) | Work::AllReduce { .. } => None,
-        };
-        emitted.unwrap_or_else(|| shape_name(step))
+        match what {
+            What::Step(i) => cost::name(self.model, &self.plan.steps[i]),
+            What::Update => "optimizer".to_owned(),
+        }
     }
 
     /// The phase, the layer and the line of a part.
@@ -195,7 +192,7 @@ impl Profile<'_> {
         for &(what, time) in &self.recording.parts {
             let row = rows.entry(key(what)).or_default();
             let cost = match what {
-                What::Step(i) => cost(self.plan, &self.plan.steps[i]),
+                What::Step(i) => cost::cost(self.plan, &self.plan.steps[i]),
                 What::Update => self.update_cost(),
             };
             row.times += 1;

@@ -2,7 +2,6 @@
 
 use crate::gpu::commit;
 use crate::{peers, workspace};
-use std::fs;
 use std::path::PathBuf;
 use std::process::Command;
 
@@ -41,12 +40,12 @@ pub fn run(args: &[String]) -> Result<bool, String> {
             command.args(["--peer", &format!("{name}={} {{folder}} {{model}}", program.display())]);
         }
     }
-    let out = options.json.unwrap_or_else(kept);
-    command.arg("--out").arg(&out).args(["--commit", &commit()]);
+    match options.json {
+        Some(file) => command.arg("--out").arg(file),
+        None => command.arg("--results").arg(workspace::root().join("bench/results")),
+    };
+    command.args(["--commit", &commit()]);
     let status = command.status().map_err(|e| format!("the suite did not start: {e}"))?;
-    if status.success() {
-        println!("{}", out.display());
-    }
     Ok(status.success())
 }
 
@@ -67,22 +66,6 @@ fn parse(args: &[String]) -> Result<Options, String> {
     Ok(options)
 }
 
-/// `bench/results/host-<cpu>-<date>.json`; the suite knows both, so it names a file beside which table and picture lie.
-fn kept() -> PathBuf {
-    let cpu = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
-    let model = cpu.lines().find_map(|l| Some(l.strip_prefix("model name")?.split_once(':')?.1)).unwrap_or("cpu");
-    let date = Command::new("date").args(["-u", "+%F"]).output();
-    let date = date.map(|o| String::from_utf8_lossy(&o.stdout).trim().to_owned()).unwrap_or_default();
-    workspace::root().join("bench/results").join(format!("{}.json", file_name(model, &date)))
-}
-
-/// `host-amd-epyc-9r14-2026-11-26`.
-fn file_name(cpu: &str, date: &str) -> String {
-    let cpu = cpu.replace("(R)", "").replace("(TM)", "").to_lowercase();
-    let words = cpu.split(|c: char| !c.is_ascii_alphanumeric()).filter(|w| !w.is_empty());
-    format!("host-{}-{date}", words.collect::<Vec<_>>().join("-"))
-}
-
 /// Builds a program in release mode; its path.
 fn build(args: &[&str], folder: PathBuf, name: &str) -> Result<PathBuf, String> {
     let target =
@@ -99,14 +82,4 @@ fn build(args: &[&str], folder: PathBuf, name: &str) -> Result<PathBuf, String> 
 /// A library from crates.io: a package of its own outside of the workspace, whose lock file pins everything.
 fn peer(name: &str) -> Result<PathBuf, String> {
     build(&["--locked"], workspace::root().join("bench/peers").join(name), &format!("peer-{name}"))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn results_are_named_after_processor_and_day() {
-        assert_eq!(file_name("Intel(R) Xeon(R) Processor", "2026-11-26"), "host-intel-xeon-processor-2026-11-26");
-    }
 }

@@ -1,7 +1,6 @@
 //! `host`: whole training steps, and cached generation, on the processor beside other libraries.
 
 use clap::{Parser, Subcommand};
-use kiln::device::Target;
 use kiln_bench::Result;
 use kiln_bench::host::compare::{Peer, Plan, THREADS, run};
 use kiln_bench::host::{BATCHES, decode, models, prepare, serve, show};
@@ -43,11 +42,6 @@ enum Command {
         #[arg(long, default_value_t = THREADS)]
         threads: usize,
     },
-    /// Time every step of a model's plan by itself
-    Steps {
-        /// Model: xs, s or s_odd
-        model: String,
-    },
     /// Measure Kiln beside other libraries
     Compare {
         /// Where models, weights and tokens are written
@@ -67,9 +61,12 @@ enum Command {
         /// The commit that is measured
         #[arg(long, default_value = "unknown")]
         commit: String,
-        /// File of the numbers; table and picture lie beside it
+        /// Folder that keeps the numbers, the table and the picture, under the processor and the day
+        #[arg(long, default_value = "bench/results")]
+        results: PathBuf,
+        /// File of the numbers instead; table and picture lie beside it
         #[arg(long)]
-        out: PathBuf,
+        out: Option<PathBuf>,
     },
 }
 
@@ -96,20 +93,18 @@ fn main() -> Result<()> {
         Command::Decode { model: name, tokens, threads } => {
             decode::decode(&model(&name)?, threads, tokens, stdout().lock())
         }
-        Command::Steps { model: name } => {
-            kiln_bench::gpu::kernels::run(&model(&name)?, &Target::Host, false)?;
-            Ok(())
-        }
-        Command::Compare { folder, peers, products, models, rounds, commit, out } => {
+        Command::Compare { folder, peers, products, models, rounds, commit, results: kept, out } => {
             let own = std::env::current_exe()?.display().to_string();
             let kiln = Peer { name: "kiln".to_owned(), command: [&own, "serve", "{model}"].map(str::to_owned).into() };
             let peers = std::iter::once(kiln).chain(peers).collect();
             let results = run(&Plan { peers, products, models, rounds, commit }, &folder)?;
             let table = show::table(&results);
             println!("\n{table}");
+            let out = out.unwrap_or_else(|| kept.join(format!("{}.json", results.name())));
             fs::write(&out, serde_json::to_string_pretty(&results)?)?;
             fs::write(out.with_extension("md"), table)?;
             fs::write(out.with_extension("svg"), show::chart(&results))?;
+            println!("{}", out.display());
             Ok(())
         }
     }

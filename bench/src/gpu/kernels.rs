@@ -4,8 +4,7 @@ use super::Result;
 use crate::models::{CLIP, Model};
 use kiln::device::Target;
 use kiln::exec::{Mode, Run};
-use kiln::plan::cost::{cost, shape_name};
-use kiln::plan::{Step, Work};
+use kiln::plan::cost::{cost, name};
 use kiln_examples::gpt::GptTied;
 use serde::Serialize;
 use std::collections::BTreeMap;
@@ -58,7 +57,7 @@ pub struct Copied {
 const REPEATS: usize = 20;
 const QUICK_REPEATS: usize = 2;
 /// Rows that are printed.
-const SHOWN: usize = 36;
+const SHOWN: usize = 12;
 const GIGA: f64 = 1e9;
 const TERA: f64 = 1e12;
 
@@ -76,13 +75,9 @@ pub fn run(model: &Model, target: &Target, is_quick: bool) -> Result<Timed> {
     let first = Run { step: 0, micro: 0, part: 0, loss_scale: 1.0 };
     let times = trainer.ranks_mut().engine_mut().device_mut().time_steps(Mode::Train, first, repeats)?;
     let plan = trainer.plan();
-    let emitted = |step: &Step| match &step.work {
-        Work::Region { region, .. } => trainer.model().kernel(region.hash()).map(|k| k.name.to_owned()),
-        Work::Library { .. } | Work::Accumulate(_) | Work::AllReduce { .. } => None,
-    };
     let mut rows: BTreeMap<(String, String), Row> = BTreeMap::new();
     for (step, time) in plan.steps.iter().zip(&times) {
-        let name = emitted(step).unwrap_or_else(|| shape_name(step));
+        let name = name(trainer.model(), step);
         let phase = format!("{:?}", step.phase).to_lowercase();
         let row = rows.entry((name.clone(), phase.clone())).or_default();
         (row.name, row.phase) = (name, phase);

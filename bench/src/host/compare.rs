@@ -73,6 +73,15 @@ pub struct Results {
     pub products: BTreeMap<String, Vec<Product>>,
 }
 
+impl Results {
+    /// `host-amd-epyc-9r14-2026-11-26`.
+    pub fn name(&self) -> String {
+        let cpu = self.cpu.replace("(R)", "").replace("(TM)", "").to_lowercase();
+        let words = cpu.split(|c: char| !c.is_ascii_alphanumeric()).filter(|w| !w.is_empty());
+        format!("host-{}-{}", words.collect::<Vec<_>>().join("-"), self.date)
+    }
+}
+
 /// Threads of each library.
 pub const THREADS: usize = 2;
 /// Losses of all libraries after the same steps agree within this.
@@ -291,4 +300,23 @@ fn today() -> String {
     let seconds = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |d| d.as_secs());
     let all = date_time(seconds);
     format!("{}-{}-{}", &all[..4], &all[4..6], &all[6..8])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn results_are_named_after_processor_and_day() {
+        let results = Results {
+            date: "2026-11-26".to_owned(),
+            commit: String::new(),
+            cpu: "Intel(R) Xeon(R) Processor".to_owned(),
+            threads: THREADS,
+            models: BTreeMap::new(),
+            floor_tokens_per_s: BTreeMap::new(),
+            products: BTreeMap::new(),
+        };
+        assert_eq!(results.name(), "host-intel-xeon-processor-2026-11-26");
+    }
 }

@@ -404,7 +404,7 @@ fn check(region: &Region) -> Result<(), KernelError> {
         }
     }
     for (reg, instr) in region.code.iter().enumerate() {
-        if operands(region, instr).iter().any(|&a| matches!(region.code[a], Instr::ColumnSum(_))) {
+        if region.operands(instr).iter().any(|&a| matches!(region.code[a], Instr::ColumnSum(_))) {
             return Err(KernelError::Template { reg, template: format!("{:?}", region.template) });
         }
     }
@@ -1335,30 +1335,11 @@ fn stores_axis(region: &Region, o: usize, a: usize) -> bool {
     region.outputs[o].1.axes.iter().any(|i| matches!(*i, Index::Domain(x) | Index::Rotated(x) if x == a))
 }
 
-/// Instructions that an instruction reads.
-fn operands(region: &Region, instr: &Instr) -> Vec<Reg> {
-    match *instr {
-        Instr::Load(i) => {
-            let by_value = |index: &Index| match *index {
-                Index::Value(r) => Some(r),
-                Index::Domain(_) | Index::Rotated(_) => None,
-            };
-            region.inputs[i].axes.iter().filter_map(by_value).collect()
-        }
-        Instr::Scalar(_) | Instr::Iota(_) | Instr::HalfSign(_) | Instr::Uniform(_) | Instr::SegmentSum { .. } => {
-            Vec::new()
-        }
-        Instr::Unary(_, a) | Instr::Round(_, a) | Instr::ColumnSum(a) | Instr::RowSum(a) | Instr::RowMax(a) => vec![a],
-        Instr::Binary(_, a, b) => vec![a, b],
-        Instr::Select(m, a, b) => vec![m, a, b],
-    }
-}
-
 /// How many row reductions deep each instruction lies, itself included.
 fn reduction_depths(region: &Region) -> Vec<usize> {
     let mut depth: Vec<usize> = Vec::with_capacity(region.code.len());
     for instr in &region.code {
-        let below = operands(region, instr).into_iter().map(|a| depth[a]).max().unwrap_or(0);
+        let below = region.operands(instr).into_iter().map(|a| depth[a]).max().unwrap_or(0);
         depth.push(below + usize::from(matches!(instr, Instr::RowSum(_) | Instr::RowMax(_))));
     }
     depth

@@ -220,6 +220,27 @@ impl Region {
         Abi { buffers: inputs.chain(outputs).chain(random).collect(), indices }
     }
 
+    /// Instructions that an instruction reads.
+    pub fn operands(&self, instr: &Instr) -> Vec<Reg> {
+        match *instr {
+            Instr::Load(i) => {
+                let by_value = |index: &Index| match *index {
+                    Index::Value(r) => Some(r),
+                    Index::Domain(_) | Index::Rotated(_) => None,
+                };
+                self.inputs[i].axes.iter().filter_map(by_value).collect()
+            }
+            Instr::Scalar(_) | Instr::Iota(_) | Instr::HalfSign(_) | Instr::Uniform(_) | Instr::SegmentSum { .. } => {
+                Vec::new()
+            }
+            Instr::Unary(_, a) | Instr::Round(_, a) | Instr::ColumnSum(a) | Instr::RowSum(a) | Instr::RowMax(a) => {
+                vec![a]
+            }
+            Instr::Binary(_, a, b) => vec![a, b],
+            Instr::Select(m, a, b) => vec![m, a, b],
+        }
+    }
+
     /// Whether buffer `i` needs no strides: it lies in the order of the domain, of its rows or of their interior.
     pub fn is_plain(&self, i: usize) -> bool {
         let d = self.domain.len();

@@ -1,6 +1,7 @@
 //! What a step must move and compute, whatever the device.
 
 use super::{Plan, Step, Work};
+use crate::link::Model;
 
 /// Bytes and operations of one step.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -16,15 +17,17 @@ pub fn cost(plan: &Plan, step: &Step) -> Cost {
     Cost { bytes: bytes(plan, step), flops: flops(step) }
 }
 
-/// The axes of a library operation's operands, so that each shape has a name of its own; the kind of any other step.
-pub fn shape_name(step: &Step) -> String {
+/// What a step of a model runs: the kernel that a macro wrote, or an operation with the axes of its operands, so that each shape has a name
+/// of its own.
+pub fn name(model: &Model, step: &Step) -> String {
     let word = step.work.name();
     match &step.work {
+        Work::Region { region, .. } => model.kernel(region.hash()).map_or(word, |k| k.name.to_owned()),
         Work::Library { inputs, .. } => {
             let shapes = inputs.iter().map(|t| t.shape.iter().map(ToString::to_string).collect::<String>());
             format!("{word} {}", shapes.collect::<Vec<_>>().join(","))
         }
-        Work::Region { .. } | Work::Accumulate(_) | Work::AllReduce { .. } => word,
+        Work::Accumulate(_) | Work::AllReduce { .. } => word,
     }
 }
 

@@ -10,7 +10,7 @@
 
 use super::buffer::{Buf, round_in_place};
 use super::cpu::{Fma, multiversion};
-use super::math::exp;
+use super::math::{exp, tree};
 use super::micro::{Into, Micro, Operands};
 use super::pack::{self, Part};
 use super::pool::Pool;
@@ -596,19 +596,6 @@ fn row_dots_body<F: Fma>(o: Buf, d_o: Buf, row: usize, head: usize, delta: &mut 
         }
         *delta = tree(acc, |a, b| a + b);
     }
-}
-
-/// Halves until one is left.
-#[inline(always)]
-fn tree(mut x: [f32; LANES], f: impl Fn(f32, f32) -> f32) -> f32 {
-    let mut n = LANES / 2;
-    while n > 0 {
-        for i in 0..n {
-            x[i] = f(x[i], x[i + n]);
-        }
-        n /= 2;
-    }
-    x[0]
 }
 
 /// The larger; a NaN is passed over, and comes back through the exponential.

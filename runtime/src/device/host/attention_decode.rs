@@ -5,7 +5,7 @@
 
 use super::buffer::{Buf, round_in_place};
 use super::cpu::{Fma, multiversion};
-use super::math::exp;
+use super::math::{exp, tree};
 use kiln_compiler::ir::{Axis, DType, Sizes};
 
 // Partial sums of a dot product.
@@ -142,14 +142,8 @@ fn dot<F: Fma>(x: &[f32], y: &[f32]) -> f32 {
             lanes[l] = F::fma(x[l], y[l], lanes[l]);
         }
     }
-    let mut width = LANES / 2;
-    while width > 0 {
-        for l in 0..width {
-            lanes[l] += lanes[l + width];
-        }
-        width /= 2;
-    }
-    x[whole..].iter().zip(&y[whole..]).fold(lanes[0], |sum, (&x, &y)| F::fma(x, y, sum))
+    let sum = tree(lanes, |a, b| a + b);
+    x[whole..].iter().zip(&y[whole..]).fold(sum, |sum, (&x, &y)| F::fma(x, y, sum))
 }
 
 multiversion! {

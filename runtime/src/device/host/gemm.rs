@@ -15,6 +15,7 @@
 
 use super::buffer::{Buf, round_in_place};
 use super::cpu::{Fma, multiversion};
+use super::math::tree;
 use super::micro::{Into, Micro, Operands};
 use super::pool::Pool;
 use super::share::Shared;
@@ -61,8 +62,6 @@ const DEEP_B: usize = 1 << 16;
 const DEEP_TASK: usize = 3 << 17;
 // Steps of K that lie at most so many elements apart are read in place; farther ones miss the caches too often.
 const NEAR: usize = 512;
-// Tasks per thread of such products: more would pack more.
-const DEEP_TASKS_PER_THREAD: usize = 1;
 // Below this many multiply-adds, waking a thread costs more than it saves.
 const SERIAL_WORK: usize = 1 << 16;
 // Up to this many rows, B is read once in place instead of being packed.
@@ -150,7 +149,7 @@ enum Way {
     Shared,
     /// A long K and a small C: a task is a block of C, and its thread packs what it needs of both operands, one block of K after the
     /// other, so that they never leave its cache.
-    Deep,
+    Deep { rows: usize, cols: usize },
     /// A task is a batch index, and its thread packs for itself.
     PerBatch,
     /// Few rows: B is read in place; tasks are ranges of columns.
@@ -204,21 +203,22 @@ impl GemmPlan {
         } else if self.a_batch.len() >= 2 && (self.a_batch.len() >= 2 * self.threads || m * n * k < SERIAL_WORK) {
             Way::PerBatch
         } else if m < k && k * n > DEEP_B {
-            Way::Deep
+            let (rows, cols) = self.deep_shape();
+            Way::Deep { rows, cols }
         } else {
             Way::Shared
         }
     }
 
-    /// Rows and columns of a task that packs for itself: as square as it takes to pack little, with few enough to stay in the cache.
+    /// Rows and columns of a task that packs for itself: one for each thread, since more would pack more, or as many as stay in the cache; as
+    /// square as it takes to pack little.
     fn deep_shape(&self) -> (usize, usize) {
         let (m, n) = (self.a_row.len(), self.b_col.len());
         let (mr, nr) = (self.micro.mr, self.micro.nr);
         let shape = |down: usize, across: usize| {
             (m.div_ceil(down).next_multiple_of(mr), n.div_ceil(across).next_multiple_of(nr))
         };
-        let most = DEEP_TASKS_PER_THREAD * self.threads;
-        let mut tasks = most;
+        let mut tasks = self.threads;
         loop {
             // Every row of A is packed once for each task across, every column of B once for each down.
             let splits = (1..=tasks).map(|down| (down, tasks.div_ceil(down)));
@@ -268,8 +268,7 @@ impl GemmPlan {
     }
 
     /// Packed operands, and sums that wait for the last block of K, of one worker of [`Way::Deep`].
-    fn deep_worker_len(&self) -> usize {
-        let (rows, cols) = self.deep_shape();
+    fn deep_worker_len(&self, rows: usize, cols: usize) -> usize {
         (rows + cols) * self.k_block() + rows * cols
     }
 
@@ -285,7 +284,7 @@ impl GemmPlan {
         let k = self.a_k.len();
         match self.way {
             Way::Shared => k * self.column_range() + self.threads * self.worker_len(),
-            Way::Deep => self.threads * self.deep_worker_len(),
+            Way::Deep { rows, cols } => self.threads * self.deep_worker_len(rows, cols),
             Way::PerBatch => self.threads * (k * self.column_range() + self.worker_len()),
             Way::Skinny => self.a_row.len() * k,
         }
@@ -331,7 +330,7 @@ impl GemmPlan {
                     call.shared(&Pool::serial(), i, part);
                 });
             }
-            Way::Deep => (0..batch).for_each(|i| call.deep(pool, i, workspace)),
+            Way::Deep { rows, cols } => (0..batch).for_each(|i| call.deep(pool, i, (rows, cols), workspace)),
             Way::Skinny => (0..batch).for_each(|i| call.skinny(pool, i, workspace)),
         }
     }
@@ -415,11 +414,10 @@ impl Call<'_> {
     }
 
     /// One batch index whose tasks pack for themselves.
-    fn deep(&self, pool: &Pool, batch: usize, workspace: &mut [f32]) {
+    fn deep(&self, pool: &Pool, batch: usize, (rows, cols): (usize, usize), workspace: &mut [f32]) {
         let p = self.plan;
         let (m, n) = (p.a_row.len(), p.b_col.len());
-        let (rows, cols) = p.deep_shape();
-        let (down, len) = (m.div_ceil(rows), p.deep_worker_len());
+        let (down, len) = (m.div_ceil(rows), p.deep_worker_len(rows, cols));
         let workers = Shared::new(workspace);
         pool.run(down * n.div_ceil(cols), |task, worker| {
             let (row, col) = (task % down * rows, task / down * cols);
@@ -506,19 +504,16 @@ impl Call<'_> {
         if self.pairs || self.a.dtype() != DType::F32 || depth == 0 {
             return None;
         }
-        if self.plan.way == Way::Deep && lanes.table.unit(lanes.first, lanes.count) {
-            let k = p.a_k.stride(k0, depth).filter(|&k| k <= NEAR)?;
-            let first = base + lanes.table.at[lanes.first] + p.a_k.at[k0];
-            let all = self.a.f32s(first, (depth - 1) * k + lanes.count);
-            return Some(Strip { a: all.as_ptr(), row: 1, k });
-        }
-        if !p.a_k.unit(k0, depth) {
+        let (row, k) = if matches!(p.way, Way::Deep { .. }) && lanes.table.unit(lanes.first, lanes.count) {
+            (1, p.a_k.stride(k0, depth).filter(|&k| k <= NEAR)?)
+        } else if p.a_k.unit(k0, depth) {
+            (lanes.table.stride(lanes.first, lanes.count)?, 1)
+        } else {
             return None;
-        }
-        let row = lanes.table.stride(lanes.first, lanes.count)?;
+        };
         let first = base + lanes.table.at[lanes.first] + p.a_k.at[k0];
-        let all = self.a.f32s(first, (lanes.count - 1) * row + depth);
-        Some(Strip { a: all.as_ptr(), row, k: 1 })
+        let all = self.a.f32s(first, (lanes.count - 1) * row + (depth - 1) * k + 1);
+        Some(Strip { a: all.as_ptr(), row, k })
     }
 
     /// Packs words `k0..k0 + depth`.
@@ -869,22 +864,9 @@ fn skinny_dots_body<F: Fma>(b: Buf, base: usize, cols: &[usize], a: &[f32], k: u
             for (l, &y) in row[at..].iter().enumerate() {
                 acc[l] = F::fma(x[l], y, acc[l]);
             }
-            sums[i][j] = tree_sum(&mut acc);
+            sums[i][j] = tree(acc, |a, b| a + b);
         }
     }
-}
-
-/// Halves until one is left.
-#[inline(always)]
-fn tree_sum(x: &mut [f32; LANES]) -> f32 {
-    let mut n = LANES / 2;
-    while n > 0 {
-        for i in 0..n {
-            x[i] += x[i + n];
-        }
-        n /= 2;
-    }
-    x[0]
 }
 
 multiversion! {

@@ -7,7 +7,7 @@
 
 use super::buffer::{Buf, round_in_place};
 use super::cpu::{Fma, multiversion};
-use super::math::exp;
+use super::math::{exp, tree};
 use super::micro::{Into, Micro, Operands};
 use super::pack::{self, Part};
 use super::pool::Pool;
@@ -428,19 +428,6 @@ impl LossPlan {
 /// The next `n` elements of the scratch.
 fn take<'a>(rest: &mut &'a mut [f32], n: usize) -> &'a mut [f32] {
     rest.split_off_mut(..n).expect("the workspace holds what its length counts")
-}
-
-/// Halves until one is left.
-#[inline(always)]
-fn tree(mut x: [f32; LANES], f: impl Fn(f32, f32) -> f32) -> f32 {
-    let mut n = LANES / 2;
-    while n > 0 {
-        for i in 0..n {
-            x[i] = f(x[i], x[i + n]);
-        }
-        n /= 2;
-    }
-    x[0]
 }
 
 /// The larger; a NaN is passed over, and comes back through the exponential.

@@ -19,6 +19,19 @@ fn horner<F: Fma, const N: usize>(x: f32, c: [f32; N]) -> f32 {
     y
 }
 
+/// Combines the elements in halves until one is left: an order that their number alone decides. N is a power of two.
+#[inline(always)]
+pub fn tree<const N: usize>(mut x: [f32; N], f: impl Fn(f32, f32) -> f32) -> f32 {
+    let mut n = N / 2;
+    while n > 0 {
+        for i in 0..n {
+            x[i] = f(x[i], x[i + n]);
+        }
+        n /= 2;
+    }
+    x[0]
+}
+
 /// eˣ: x = n·ln 2 + r, with a polynomial in r (coefficients of Cephes) and a scaling by 2ⁿ in two steps, which reaches subnormals.
 #[inline(always)]
 pub fn exp<F: Fma>(x: f32) -> f32 {

@@ -177,14 +177,13 @@ impl Device for HostDevice {
         let cx = self.context(&plan, run);
         let kernels = self.kernels(mode);
         self.pool.lead(|| match (&mut inspection, &mut recording) {
-            (None, None) => kernels.iter().zip(&plan.steps).for_each(|(k, s)| k.run(&cx, s)),
+            (Some(seen), _) => inspected(kernels, &cx, seen),
             (None, Some(recording)) if mode == Mode::Train => {
                 for (i, (k, s)) in kernels.iter().zip(&plan.steps).enumerate() {
                     recorded(recording, &self.pool, What::Step(i), || k.run(&cx, s));
                 }
             }
-            (None, Some(_)) => kernels.iter().zip(&plan.steps).for_each(|(k, s)| k.run(&cx, s)),
-            (Some(seen), _) => inspected(kernels, &cx, seen),
+            (None, _) => kernels.iter().zip(&plan.steps).for_each(|(k, s)| k.run(&cx, s)),
         });
         self.recording = recording;
         self.inspection = inspection;

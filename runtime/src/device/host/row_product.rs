@@ -6,6 +6,7 @@
 use super::buffer::{Buf, bf16_to_f32, round_in_place};
 use super::cpu::{Fma, multiversion};
 use super::gemm::Epilogue;
+use super::math::tree;
 use kiln_compiler::ir::{Axis, DType, Sizes};
 use std::ops::Range;
 
@@ -239,16 +240,9 @@ fn dots<F: Fma, E: Element, const N: usize>(x: &[f32], w: [&[E]; N]) -> [f32; N]
         }
     }
     std::array::from_fn(|i| {
-        let mut lanes = lanes[i];
-        let mut width = LANES / 2;
-        while width > 0 {
-            for l in 0..width {
-                lanes[l] += lanes[l + width];
-            }
-            width /= 2;
-        }
+        let sum = tree(lanes[i], |a, b| a + b);
         let rest = x[whole..].iter().zip(&w[i][whole..]);
-        rest.fold(lanes[0], |sum, (&x, &w)| F::fma(x, w.widen(), sum))
+        rest.fold(sum, |sum, (&x, &w)| F::fma(x, w.widen(), sum))
     })
 }
 

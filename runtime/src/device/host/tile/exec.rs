@@ -550,14 +550,7 @@ fn lanes(x: &[f32], start: f32, f: impl Fn(f32, f32) -> f32 + Copy) -> f32 {
     for (a, &x) in acc.iter_mut().zip(chunks.remainder()) {
         *a = f(*a, x);
     }
-    let mut n = LANES / 2;
-    while n > 0 {
-        for l in 0..n {
-            acc[l] = f(acc[l], acc[l + n]);
-        }
-        n /= 2;
-    }
-    acc[0]
+    math::tree(acc, f)
 }
 
 #[inline(always)]

@@ -53,7 +53,7 @@ pub fn hoisted(region: &Region, sizes: &Sizes, part: &dyn Fn(Axis) -> Option<Par
     // A root is used by something that cannot move with it.
     let mut roots: Vec<usize> = Vec::new();
     for (i, instr) in region.code.iter().enumerate() {
-        roots.extend(operands(*instr).into_iter().filter(|&o| fits(o) && !fits(i)));
+        roots.extend(region.operands(instr).into_iter().filter(|&o| fits(o) && !fits(i)));
     }
     roots.extend(region.outputs.iter().map(|o| o.0).filter(|&o| fits(o)));
     roots.sort_unstable();
@@ -73,17 +73,6 @@ pub fn hoisted(region: &Region, sizes: &Sizes, part: &dyn Fn(Axis) -> Option<Par
 
 fn bits(mask: u64) -> impl Iterator<Item = usize> {
     (0..64).filter(move |p| mask >> p & 1 == 1)
-}
-
-fn operands(instr: Instr) -> Vec<usize> {
-    match instr {
-        Instr::Load(_) | Instr::Scalar(_) | Instr::Iota(_) | Instr::HalfSign(_) | Instr::Uniform(_) => Vec::new(),
-        Instr::Unary(_, a) | Instr::Round(_, a) => vec![a],
-        Instr::RowSum(a) | Instr::RowMax(a) | Instr::ColumnSum(a) => vec![a],
-        Instr::Binary(_, a, b) => vec![a, b],
-        Instr::Select(m, a, b) => vec![m, a, b],
-        Instr::SegmentSum { .. } => Vec::new(),
-    }
 }
 
 /// Tables are of f32: masks and what may be an integer stay where they are.
@@ -114,7 +103,7 @@ fn cones(region: &Region) -> Vec<Cone> {
             Instr::SegmentSum { .. } => leaf(0, false),
             _ => leaf(0, true),
         };
-        let cone = operands(*instr).into_iter().map(|o| out[o]).fold(own, |c, o| Cone {
+        let cone = region.operands(instr).into_iter().map(|o| out[o]).fold(own, |c, o| Cone {
             axes: c.axes | o.axes,
             dear: c.dear || o.dear,
             moves: c.moves && o.moves,
@@ -131,7 +120,7 @@ fn first(region: &Region, roots: &[usize], axes: &[usize], cones: &[Cone]) -> (R
     roots.iter().for_each(|&r| needed[r] = true);
     for i in (0..region.code.len()).rev() {
         if needed[i] {
-            operands(region.code[i]).into_iter().for_each(|o| needed[o] = true);
+            region.operands(&region.code[i]).into_iter().for_each(|o| needed[o] = true);
         }
     }
     let (mut code, mut spans, mut inputs) = (Vec::new(), Vec::new(), Vec::new());

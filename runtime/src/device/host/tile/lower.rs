@@ -240,7 +240,7 @@ pub fn run(
     dtype: &dyn Fn(DType) -> DType,
     part: &dyn Fn(Axis) -> Option<Part>,
 ) -> Result<Program, TileError> {
-    let cx = Context { region, sizes, dtype, part };
+    let cx = Context { region, sizes, dtype, part, needed: needed(region) };
     let mut axes = cx.split_axes()?;
     let mut offsets = cx.all_offsets(&axes);
     merge(&mut axes, &mut offsets);
@@ -299,6 +299,8 @@ struct Context<'a> {
     sizes: &'a Sizes,
     dtype: &'a dyn Fn(DType) -> DType,
     part: &'a dyn Fn(Axis) -> Option<Part>,
+    /// Instructions that an output depends on.
+    needed: Vec<bool>,
 }
 
 impl Context<'_> {
@@ -446,7 +448,7 @@ impl Context<'_> {
     /// Where the columns of a map begin: behind the last axis that an operand lacks, so that such an operand spans columns only and is
     /// loaded once for many rows; at the last axis if none does.
     fn first_column(&self, axes: &[Sub], offsets: &[Offset]) -> usize {
-        let used = needed(self.region);
+        let used = &self.needed;
         let lacks = |s: usize| {
             offsets.iter().any(|o| match o.owner {
                 Owner::Output(_) => false,
@@ -476,8 +478,7 @@ impl Context<'_> {
         let mut outer_bits = 0;
         if !matches!(self.region.template, Template::RowColumn | Template::SegmentSum) {
             // What is dear and does not depend on all rows is worth computing once per index of the rows that it depends on.
-            let used = needed(self.region);
-            for ((instr, &d), _) in self.region.code.iter().zip(depends).zip(used).filter(|(_, used)| *used) {
+            for ((instr, &d), _) in self.region.code.iter().zip(depends).zip(&self.needed).filter(|(_, used)| **used) {
                 if is_dear(*instr) && d & col_bits != 0 && d & row_bits != row_bits {
                     outer_bits |= d & row_bits;
                 }
@@ -548,22 +549,8 @@ fn needed(r: &Region) -> Vec<bool> {
         needed[summed(r, *reg).map_or(*reg, |(source, _)| source)] = true;
     }
     for i in (0..r.code.len()).rev().filter(|i| !matches!(r.code[*i], Instr::ColumnSum(_))) {
-        if !needed[i] {
-            continue;
-        }
-        match r.code[i] {
-            Instr::Load(k) => {
-                for index in &r.inputs[k].axes {
-                    if let Index::Value(v) = index {
-                        needed[*v] = true;
-                    }
-                }
-            }
-            Instr::Unary(_, a) | Instr::Round(_, a) | Instr::RowSum(a) | Instr::RowMax(a) => needed[a] = true,
-            Instr::Binary(_, a, b) => (needed[a], needed[b]) = (true, true),
-            Instr::Select(m, a, b) => (needed[m], needed[a], needed[b]) = (true, true, true),
-            Instr::Scalar(_) | Instr::Iota(_) | Instr::HalfSign(_) | Instr::Uniform(_) => {}
-            Instr::ColumnSum(_) | Instr::SegmentSum { .. } => {}
+        if needed[i] {
+            r.operands(&r.code[i]).into_iter().for_each(|o| needed[o] = true);
         }
     }
     needed
@@ -607,8 +594,8 @@ impl Writer<'_> {
         self.program.n_rows = self.program.rows.iter().product();
         self.program.cols = sizes(&self.groups.cols).iter().product();
         self.program.streams = r.streams.len();
-        for (i, needed) in needed(r).into_iter().enumerate() {
-            let known = if needed { Some(self.instr(i)?) } else { None };
+        for (i, needed) in self.cx.needed.iter().enumerate() {
+            let known = if *needed { Some(self.instr(i)?) } else { None };
             self.known.push(known);
         }
         for (i, &(reg, ref layout)) in r.outputs.iter().enumerate() {
