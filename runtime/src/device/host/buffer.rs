@@ -48,6 +48,11 @@ impl Buf {
         self.len
     }
 
+    /// Size in bytes.
+    pub fn bytes(&self) -> usize {
+        self.len * self.dtype.bytes()
+    }
+
     /// Whether it has no element.
     pub fn is_empty(&self) -> bool {
         self.len == 0
@@ -125,7 +130,7 @@ impl Buf {
     pub fn load(&self, at: usize, out: &mut [f32]) {
         let n = out.len();
         match self.dtype {
-            DType::F32 => out.copy_from_slice(self.slice(at, n)),
+            DType::F32 => copy(out, self.slice(at, n)),
             DType::Bf16 => {
                 for (o, &x) in out.iter_mut().zip(self.slice::<u16>(at, n)) {
                     *o = bf16_to_f32(x);
@@ -169,7 +174,7 @@ impl Buf {
     pub fn store(&self, at: usize, x: &[f32]) {
         let n = x.len();
         match self.dtype {
-            DType::F32 => self.slice_mut(at, n).copy_from_slice(x),
+            DType::F32 => copy(self.slice_mut(at, n), x),
             DType::Bf16 => {
                 for (o, &x) in self.slice_mut::<u16>(at, n).iter_mut().zip(x) {
                     *o = f32_to_bf16(x);
@@ -239,6 +244,21 @@ fn unresolved(dtype: DType) -> ! {
 fn gather<T: Copy>(all: &[T], at: usize, stride: isize, out: &mut [f32], widen: impl Fn(T) -> f32) {
     for (i, o) in out.iter_mut().enumerate() {
         *o = widen(all[at.wrapping_add_signed(i as isize * stride)]);
+    }
+}
+
+/// Copies; halves of heads are so short that a call would take longer.
+#[inline(always)]
+fn copy(to: &mut [f32], from: &[f32]) {
+    #[inline(always)]
+    fn short<const N: usize>(to: &mut [f32], from: &[f32]) {
+        to[..N].copy_from_slice(&from[..N]);
+    }
+    match to.len() {
+        16 => short::<16>(to, from),
+        32 => short::<32>(to, from),
+        64 => short::<64>(to, from),
+        _ => to.copy_from_slice(from),
     }
 }
 

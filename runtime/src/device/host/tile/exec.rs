@@ -5,7 +5,7 @@ use super::super::cpu::{Fma, multiversion};
 use super::super::math;
 use super::super::share::Shared;
 use super::TileArgs;
-use super::lower::{Class, MAX_AXES, Program, Step, Store, Unit, Walk};
+use super::lower::{Class, MAX_AXES, MAX_IN_PLACE, Place, Program, Step, Store, Unit, Walk};
 use crate::random;
 use kiln_compiler::ops::Scalar;
 use std::ops::Range;
@@ -14,15 +14,26 @@ use std::ops::Range;
 const LANES: usize = 32;
 
 multiversion! {
-    /// Executes one unit; `partials` receives its part of the column sums.
-    pub fn unit(p: &Program, args: &TileArgs<'_>, unit: Unit, memory: Shared<f32>, partials: Shared<f32>) = unit_body
+    /// Executes one unit; `partials` receives its part of the column sums, `in_place` has the bits of [`Program::in_place`].
+    pub fn unit(
+        p: &Program, args: &TileArgs<'_>, in_place: u32, unit: Unit, memory: Shared<f32>, partials: Shared<f32>,
+    ) = unit_body
 }
 
 #[inline(always)]
-fn unit_body<F: Fma>(p: &Program, args: &TileArgs<'_>, unit: Unit, memory: Shared<f32>, partials: Shared<f32>) {
+fn unit_body<F: Fma>(
+    p: &Program,
+    args: &TileArgs<'_>,
+    in_place: u32,
+    unit: Unit,
+    memory: Shared<f32>,
+    partials: Shared<f32>,
+) {
     let mut cx = Tile {
         p,
         args,
+        in_place,
+        starts: [0; MAX_IN_PLACE],
         memory,
         outer: [0; MAX_AXES],
         first_row: [0; MAX_AXES],
@@ -41,13 +52,16 @@ fn unit_body<F: Fma>(p: &Program, args: &TileArgs<'_>, unit: Unit, memory: Share
             cx.row = row;
             cx.rows = p.tile_rows.min(unit.rows.end - row);
             digits(row, &p.rows, &mut cx.first_row);
+            cx.find_starts();
         }
         for (dst, step) in steps {
             cx.step::<F>(*dst, step);
         }
         if !once {
             for (reg, output, store) in &p.stores {
-                cx.store(*reg, *output, store);
+                if cx.buffer_of(*reg) != Some(Place::Output(*output)) {
+                    cx.store(*reg, *output, store);
+                }
             }
             for (i, sum) in p.column_sums.iter().enumerate() {
                 let at = (i * p.chunks() + unit.chunk) * p.cols;
@@ -74,6 +88,9 @@ fn digits(mut n: usize, sizes: &[usize], out: &mut [usize; MAX_AXES]) {
 struct Tile<'a> {
     p: &'a Program,
     args: &'a TileArgs<'a>,
+    /// Bits of the registers that lie in buffers, and where this tile of each starts.
+    in_place: u32,
+    starts: [usize; MAX_IN_PLACE],
     memory: Shared<f32>,
     outer: [usize; MAX_AXES],
     first_row: [usize; MAX_AXES],
@@ -113,19 +130,52 @@ impl<'a> Tile<'a> {
         (if class.rows { self.rows } else { 1 }) * (if class.cols { self.cols } else { 1 })
     }
 
+    /// The buffer in which a register lies.
     #[inline(always)]
-    fn view(&self, reg: usize) -> View<'a> {
-        let r = self.p.registers[reg];
-        // SAFETY: the planner gives no step a result that shares memory with its operands, and a worker runs one step at a time.
-        let data = unsafe { self.memory.read(r.at, self.len(r.class)) };
-        View { data, class: r.class, cols: self.cols }
+    fn buffer_of(&self, reg: usize) -> Option<Place> {
+        let i = self.p.registers[reg].in_place.filter(|i| self.in_place >> i & 1 == 1)?;
+        Some(self.p.in_place[i].place)
+    }
+
+    /// Where the registers that lie in buffers start in this tile.
+    #[inline(always)]
+    fn find_starts(&mut self) {
+        for (i, in_place) in self.p.in_place.iter().enumerate().filter(|(i, _)| self.in_place >> i & 1 == 1) {
+            let walk = &in_place.walk;
+            let rows = walk.rows.iter().zip(&self.first_row).map(|(s, &i)| s * i as isize).sum::<isize>();
+            self.starts[i] = (self.outer_offset(walk) + rows + walk.runs[0] + self.col as isize) as usize;
+        }
     }
 
     #[inline(always)]
-    fn result(&self, reg: usize) -> (&'a mut [f32], Class) {
+    fn view(&self, reg: usize) -> View<'a> {
         let r = self.p.registers[reg];
-        // SAFETY: as for `view`.
-        (unsafe { self.memory.slice(r.at, self.len(r.class)) }, r.class)
+        let len = self.len(r.class);
+        let data = match r.in_place.filter(|i| self.in_place >> i & 1 == 1) {
+            Some(i) => match self.p.in_place[i].place {
+                Place::Input(k) => self.args.inputs[k].f32s(self.starts[i], len),
+                Place::Output(k) => self.args.outputs[k].f32s(self.starts[i], len),
+            },
+            // SAFETY: the planner gives no step a result that shares memory with its operands, and a worker runs one step at a time.
+            None => unsafe { self.memory.read(r.at, len) },
+        };
+        View { data, class: r.class, cols: self.cols }
+    }
+
+    /// Where the result of a step belongs; the step that loads an operand which is read where it lies has none.
+    #[inline(always)]
+    fn result(&self, reg: usize) -> Option<(&'a mut [f32], Class)> {
+        let r = self.p.registers[reg];
+        let len = self.len(r.class);
+        let data = match r.in_place.filter(|i| self.in_place >> i & 1 == 1) {
+            Some(i) => match self.p.in_place[i].place {
+                Place::Input(_) => return None,
+                Place::Output(k) => self.args.outputs[k].f32s_mut(self.starts[i], len),
+            },
+            // SAFETY: as for `view`.
+            None => unsafe { self.memory.slice(r.at, len) },
+        };
+        Some((data, r.class))
     }
 
     /// One of three rows of scratch.
@@ -138,7 +188,7 @@ impl<'a> Tile<'a> {
 
     #[inline(always)]
     fn step<F: Fma>(&self, dst: usize, step: &Step) {
-        let (out, class) = self.result(dst);
+        let Some((out, class)) = self.result(dst) else { return };
         match step {
             Step::Load { input, walk } => self.load(self.args.inputs[*input], walk, out, class),
             Step::Const(x) => out.fill(*x),

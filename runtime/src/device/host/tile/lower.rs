@@ -1,5 +1,6 @@
 //! Region → program of the tile engine: groups of axes, strides, classes and memory of registers.
 
+use super::super::buffer::Buf;
 use super::{Part, TileArgs, TileError};
 use kiln_compiler::fuse::{Index, Instr, Layout, Region, ScalarArg, Template};
 use kiln_compiler::ir::{Attr, Axis, DType, Sizes};
@@ -8,6 +9,8 @@ use std::ops::Range;
 
 /// Most axes of a group after merging.
 pub const MAX_AXES: usize = 12;
+/// Most registers that lie in buffers.
+pub const MAX_IN_PLACE: usize = 16;
 /// Below this many instruction-elements, waking a thread costs more than it saves.
 pub const SERIAL_WORK: usize = 1 << 14;
 
@@ -45,6 +48,23 @@ pub struct Class {
 pub struct Register {
     pub class: Class,
     pub at: usize,
+    /// Number of the [`InPlace`] that says where its elements lie in a buffer.
+    pub in_place: Option<usize>,
+}
+
+/// A buffer of f32 whose elements in each tile follow each other as those of a register do, so that they need not be copied: an operand
+/// that is read where it lies, or a result that is computed where it belongs.
+#[derive(Debug)]
+pub struct InPlace {
+    pub place: Place,
+    pub walk: Walk,
+}
+
+/// Number of an operand or of a result.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Place {
+    Input(usize),
+    Output(usize),
 }
 
 /// How offsets follow from indices: into a buffer, or the numbers of an iota or a stream.
@@ -165,6 +185,7 @@ pub struct Program {
     /// Instruction-elements.
     pub work: usize,
     pub registers: Vec<Register>,
+    pub in_place: Vec<InPlace>,
     /// Steps that no row changes, with the register that they write.
     pub once: Vec<(usize, Step)>,
     /// Steps of every tile.
@@ -202,6 +223,35 @@ impl Program {
 
     pub fn tasks(&self) -> usize {
         self.units.div_ceil(self.units_per_task)
+    }
+
+    /// Whether the elements of each tile follow each other in the buffer that `walk` crosses.
+    fn follows(&self, walk: &Walk) -> bool {
+        walk.runs.len() == 1
+            && walk.step == 1
+            && (self.tile_rows == 1
+                || match walk.rows.as_slice() {
+                    [] => true,
+                    [s] => *s == walk.run_len as isize && self.tile_cols == walk.run_len,
+                    _ => false,
+                })
+    }
+
+    /// Bits of the registers in buffers that may be used with these arguments: an operand must not be written meanwhile, and a result
+    /// must not be read from before.
+    pub fn in_place(&self, args: &TileArgs<'_>) -> u32 {
+        let overlap = |a: &Buf, b: &Buf| {
+            let [(a, a_end), (b, b_end)] = [a, b].map(|x| (x.as_ptr() as usize, x.as_ptr() as usize + x.bytes()));
+            a < b_end && b < a_end
+        };
+        let usable = |place: Place| match place {
+            Place::Input(i) => !args.outputs.iter().any(|o| overlap(o, &args.inputs[i])),
+            Place::Output(o) => {
+                let adds = args.accumulate.get(o) == Some(&true);
+                !adds && !args.inputs.iter().any(|i| overlap(i, &args.outputs[o]))
+            }
+        };
+        self.in_place.iter().enumerate().filter(|(_, p)| usable(p.place)).fold(0, |bits, (i, _)| bits | 1 << i)
     }
 
     pub fn units_of(&self, task: usize) -> impl Iterator<Item = Unit> + '_ {
@@ -603,6 +653,7 @@ impl Writer<'_> {
         }
         self.buffers();
         self.memory();
+        self.find_in_place();
         self.split();
         Ok(())
     }
@@ -622,7 +673,7 @@ impl Writer<'_> {
 
     fn push(&mut self, class: Class, step: Step) -> usize {
         let reg = self.program.registers.len();
-        self.program.registers.push(Register { class, at: 0 });
+        self.program.registers.push(Register { class, at: 0, in_place: None });
         let list = if class.rows { &mut self.program.steps } else { &mut self.program.once };
         list.push((reg, step));
         reg
@@ -869,6 +920,34 @@ impl Writer<'_> {
         }
         p.scratch_at = at;
         p.worker_len = at + 3 * p.tile_cols.next_multiple_of(LINE);
+    }
+
+    /// Finds the registers that can lie in buffers.
+    fn find_in_place(&mut self) {
+        let p = &mut self.program;
+        let whole = |p: &Program, reg: usize| p.registers[reg].class == Class { rows: true, cols: true };
+        let mut found: Vec<(usize, InPlace)> = Vec::new();
+        let mut loaded = vec![false; p.registers.len()];
+        for (reg, step) in &p.steps {
+            let Step::Load { input, walk } = step else { continue };
+            loaded[*reg] = true;
+            if whole(p, *reg) && p.inputs[*input].1 == DType::F32 && walk.values.is_empty() && p.follows(walk) {
+                found.push((*reg, InPlace { place: Place::Input(*input), walk: walk.clone() }));
+            }
+        }
+        for (reg, output, store) in &p.stores {
+            let first = found.iter().all(|(r, _)| r != reg) && !loaded[*reg];
+            let lacks = store.lacks_run || store.lacks_outer.iter().chain(&store.lacks_rows).any(|&l| l);
+            let fits = p.outputs[*output].1 == DType::F32 && !lacks && p.follows(&store.walk);
+            if first && whole(p, *reg) && fits {
+                found.push((*reg, InPlace { place: Place::Output(*output), walk: store.walk.clone() }));
+            }
+        }
+        found.truncate(MAX_IN_PLACE);
+        for (reg, in_place) in found {
+            p.registers[reg].in_place = Some(p.in_place.len());
+            p.in_place.push(in_place);
+        }
     }
 
     /// Divides the work into units and tasks.

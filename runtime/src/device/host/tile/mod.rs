@@ -4,7 +4,7 @@
 //! *columns* span a tile. A register that depends on no row axis is computed once per outer index (the cosines of a rotary embedding,
 //! widened weights), one that depends on no column once per row (the scale of a norm). Row reductions see whole rows; column sums
 //! are summed over chunks of rows that depend on shapes alone, then in a tree. Dear values over few axes are computed before all that
-//! (`hoist`).
+//! (`hoist`). Operands and results of f32 whose tiles are in one piece are registers themselves; others are copied.
 #![allow(unsafe_code)]
 
 mod exec;
@@ -168,11 +168,12 @@ impl TileProgram {
         let memory = Shared::new(workers);
         let serial = Pool::serial();
         let pool = if p.work < lower::SERIAL_WORK { &serial } else { pool };
+        let in_place = p.in_place(args);
         pool.run(p.tasks(), |task, worker| {
             // SAFETY: a worker runs one task at a time, and only it uses its part.
             let registers = unsafe { memory.slice(worker * p.worker_len, p.worker_len) };
             for unit in p.units_of(task) {
-                exec::unit(p, args, unit, Shared::new(registers), partials);
+                exec::unit(p, args, in_place, unit, Shared::new(registers), partials);
             }
         });
         for (i, sum) in p.column_sums.iter().enumerate() {
