@@ -62,6 +62,8 @@ const DEEP_B: usize = 1 << 16;
 const DEEP_TASK: usize = 3 << 17;
 // Steps of K that lie at most so many elements apart are read in place; farther ones miss the caches too often.
 const NEAR: usize = 512;
+// Steps of K that are packed for all rows or columns of a task before the next ones.
+const PACKED_STEPS: usize = 32;
 // Below this many multiply-adds, waking a thread costs more than it saves.
 const SERIAL_WORK: usize = 1 << 16;
 // Up to this many rows, B is read once in place instead of being packed.
@@ -444,46 +446,58 @@ impl Call<'_> {
             let add = k0 > 0 || self.epilogue.accumulate;
             let mut strips = [Strip::default(); MOST_STRIPS];
             assert!(at.rows <= MOST_STRIPS * mr, "a block of {} rows is too tall", at.rows);
-            for (strip, i) in strips.iter_mut().zip((0..at.rows).step_by(mr)) {
-                let lanes = Lanes { table: &p.a_row, first: at.row + i, count: mr.min(at.rows - i), width: mr };
-                if let Some(in_place) = self.in_place(p.a_batch.at[at.batch], lanes, k0, depth) {
-                    *strip = in_place;
-                    continue;
+            let a_base = p.a_batch.at[at.batch];
+            let rows = Lanes { table: &p.a_row, first: at.row, count: at.rows, width: mr };
+            let mut any_in_place = false;
+            for (strip, (i, lanes)) in strips.iter_mut().zip(rows.panels()) {
+                let place = self.in_place(a_base, lanes, k0, depth);
+                any_in_place |= place.is_some();
+                let (a, row, k) = place.unwrap_or((packed[i * depth..].as_ptr(), 1, mr));
+                let c = if plain { p.c_row.stride(lanes.first, lanes.count) } else { None };
+                *strip = Strip { rows: lanes.count, a, row, k, c };
+            }
+            if any_in_place {
+                for (strip, (i, lanes)) in strips.iter().zip(rows.panels()) {
+                    let dst = &mut packed[i * depth..(i + mr) * depth];
+                    if strip.a == dst.as_ptr() {
+                        self.pack(self.a, a_base, lanes, &p.a_k, k0, depth, dst);
+                    }
                 }
-                let dst = &mut packed[i * depth..(i + mr) * depth];
-                *strip = Strip { a: dst.as_ptr(), row: 1, k: mr };
-                self.pack(self.a, p.a_batch.at[at.batch], lanes, &p.a_k, k0, depth, dst);
+            } else {
+                self.pack(self.a, a_base, rows, &p.a_k, k0, depth, packed);
+            }
+            if let Panels::Own(own) = &mut b {
+                let columns = Lanes { table: &p.b_col, first: at.col, count: at.cols, width: nr };
+                self.pack(self.b, p.b_batch.at[at.batch], columns, &p.b_k, k0, depth, own);
             }
             for j in (0..at.cols).step_by(nr) {
                 let width = nr.min(at.cols - j);
-                let panel = match &mut b {
+                let panel = match &b {
                     Panels::Whole(b) => &b[j * k + k0 * nr..j * k + (k0 + depth) * nr],
-                    Panels::Own(b) => {
-                        let dst = &mut b[j * depth..(j + nr) * depth];
-                        let lanes = Lanes { table: &p.b_col, first: at.col + j, count: width, width: nr };
-                        self.pack(self.b, p.b_batch.at[at.batch], lanes, &p.b_k, k0, depth, dst);
-                        &*dst
-                    }
+                    Panels::Own(b) => &b[j * depth..(j + nr) * depth],
                 };
+                // Whether the micro-kernel may write its tiles of the result itself.
+                let direct = width == nr && p.c_col.unit(at.col + j, nr);
+                let column = p.c_batch.at[at.batch] + p.c_col.at[at.col + j];
                 for (strip, i) in strips.iter().zip((0..at.rows).step_by(mr)) {
-                    let rows = mr.min(at.rows - i);
-                    let here = Block { row: at.row + i, rows, col: at.col + j, cols: width, ..at };
+                    let Strip { rows, a, row: a_row, k: a_k, c: stride } = *strip;
                     let (c, c_row, into) = if wait {
                         let into = if k0 > 0 { Into::Add } else { Into::Overwrite };
                         (sums[i * sums_row + j..].as_mut_ptr(), sums_row, into)
-                    } else if let Some((c, c_row)) = self.direct(here, plain) {
-                        (c, c_row, if add { Into::Add } else { Into::Overwrite })
+                    } else if let Some(stride) = stride.filter(|_| direct) {
+                        let place = self.c.f32s_mut(column + p.c_row.at[at.row + i], (rows - 1) * stride + nr);
+                        (place.as_mut_ptr(), stride, if add { Into::Add } else { Into::Overwrite })
                     } else {
                         (tile.as_mut_ptr(), nr, Into::Overwrite)
                     };
                     // SAFETY: strips and panels hold `rows × depth` and `depth × nr` elements; C has room for `rows` rows of `nr`: the
-                    // tile and the sums by their sizes, the result as `direct` checks.
+                    // tile and the sums by their sizes, the result as was checked.
                     unsafe {
-                        let Strip { a, row: a_row, k: a_k } = *strip;
                         let o = Operands { k: depth, a, a_row, a_k, b: panel.as_ptr(), b_k: nr, c, c_row };
                         self.micro.call(rows, o, into);
                     }
                     if c == tile.as_mut_ptr() {
+                        let here = Block { row: at.row + i, rows, col: at.col + j, cols: width, ..at };
                         self.finish(here, &mut tile, nr, add);
                     }
                 }
@@ -497,9 +511,9 @@ impl Call<'_> {
         }
     }
 
-    /// Rows of A where they lie, if they are as good as packed: f32, each of them in one piece, or all of them beside each other at every
-    /// step of K.
-    fn in_place(&self, base: usize, lanes: Lanes<'_>, k0: usize, depth: usize) -> Option<Strip> {
+    /// Rows of A where they lie, and from one row and step of K to the next, if they are as good as packed: f32, each of them in one
+    /// piece, or all of them beside each other at every step of K.
+    fn in_place(&self, base: usize, lanes: Lanes<'_>, k0: usize, depth: usize) -> Option<(*const f32, usize, usize)> {
         let p = self.plan;
         if self.pairs || self.a.dtype() != DType::F32 || depth == 0 {
             return None;
@@ -513,28 +527,22 @@ impl Call<'_> {
         };
         let first = base + lanes.table.at[lanes.first] + p.a_k.at[k0];
         let all = self.a.f32s(first, (lanes.count - 1) * row + (depth - 1) * k + 1);
-        Some(Strip { a: all.as_ptr(), row, k })
+        Some((all.as_ptr(), row, k))
     }
 
-    /// Packs words `k0..k0 + depth`.
+    /// Packs words `k0..k0 + depth` of all panels, some of them before the next ones, so that memory is read in order.
     fn pack(&self, src: Buf, base: usize, lanes: Lanes<'_>, ks: &Table, k0: usize, depth: usize, dst: &mut [f32]) {
-        if self.pairs {
-            pack_pairs(src, base, lanes, ks, k0, depth, dst);
-        } else {
-            pack_floats(src, base, lanes, ks, k0, depth, dst);
+        for k in (0..depth).step_by(PACKED_STEPS) {
+            let steps = PACKED_STEPS.min(depth - k);
+            for (i, panel) in lanes.panels() {
+                let dst = &mut dst[i * depth + k * lanes.width..][..steps * lanes.width];
+                if self.pairs {
+                    pack_pairs(src, base, panel, ks, k0 + k, steps, dst);
+                } else {
+                    pack_floats(src, base, panel, ks, k0 + k, steps, dst);
+                }
+            }
         }
-    }
-
-    /// Where the micro-kernel may write its tile of the result itself.
-    fn direct(&self, at: Block, plain: bool) -> Option<(*mut f32, usize)> {
-        let p = self.plan;
-        if !plain || at.cols < p.micro.nr || !p.c_col.unit(at.col, at.cols) {
-            return None;
-        }
-        let stride = p.c_row.stride(at.row, at.rows)?;
-        let first = p.c_batch.at[at.batch] + p.c_row.at[at.row] + p.c_col.at[at.col];
-        let span = (at.rows - 1) * stride + at.cols;
-        Some((self.c.f32s_mut(first, span).as_mut_ptr(), stride))
     }
 
     /// Rounds sums and stores them in the result.
@@ -602,17 +610,19 @@ enum Panels<'a> {
     Own(&'a mut [f32]),
 }
 
-/// Some rows of A: element (i, p) lies at `row·i + k·p`.
+/// Some rows of A: element (i, p) lies at `row·i + k·p`; and from one of their rows in C to the next, if that is constant.
 #[derive(Clone, Copy)]
 struct Strip {
+    rows: usize,
     a: *const f32,
     row: usize,
     k: usize,
+    c: Option<usize>,
 }
 
 impl Default for Strip {
     fn default() -> Strip {
-        Strip { a: std::ptr::null(), row: 0, k: 0 }
+        Strip { rows: 0, a: std::ptr::null(), row: 0, k: 0, c: None }
     }
 }
 
@@ -627,9 +637,18 @@ const MOST_TILE: usize = 12 * 32;
 struct Lanes<'a> {
     table: &'a Table,
     first: usize,
-    /// How many exist; the others become zero.
+    /// How many exist; the others of a panel become zero.
     count: usize,
     width: usize,
+}
+
+impl<'a> Lanes<'a> {
+    /// Its panels, with the number of the first lane of each.
+    fn panels(self) -> impl Iterator<Item = (usize, Lanes<'a>)> {
+        (0..self.count)
+            .step_by(self.width)
+            .map(move |i| (i, Lanes { first: self.first + i, count: self.width.min(self.count - i), ..self }))
+    }
 }
 
 multiversion! {

@@ -163,6 +163,14 @@ mod x86 {
             #[target_feature(enable = $features)]
             unsafe fn $name<const M: usize>(o: Operands, into: Into) {
                 let mut acc: [[$vector; 2]; M] = [[$zero(); 2]; M];
+                // The tile of C is asked for now: it may lie far away, and is needed when the sums are complete.
+                let mut i = 0;
+                while i < M {
+                    let row = o.c.wrapping_add(i * o.c_row).cast::<i8>();
+                    _mm_prefetch::<_MM_HINT_T0>(row);
+                    _mm_prefetch::<_MM_HINT_T0>(row.wrapping_add(64));
+                    i += 1;
+                }
                 let (mut a, mut b) = (o.a, o.b);
                 // Rows are addressed from one pointer per three rows, with the row stride scaled by 0, 1 and 2 in the instruction.
                 let third = 3 * o.a_row;
