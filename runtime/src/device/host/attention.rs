@@ -17,8 +17,8 @@ use super::pool::Pool;
 use super::share::Shared;
 use kiln_compiler::ir::{Axis, DType, Sizes};
 
-// Query positions of a block: a multiple of the rows of every micro-kernel. Its tile of scores is 24 KiB.
-const QUERIES: usize = 48;
+// Query positions of a block: a multiple of the rows of every micro-kernel. Its tile of scores is 48 KiB.
+const QUERIES: usize = 96;
 // Keys of a block: a multiple of the columns of every micro-kernel.
 const KEYS: usize = 128;
 // Query blocks that a task takes at most, so that packing the keys for it is a twentieth of its work.
@@ -65,6 +65,14 @@ struct Strip {
     columns: usize,
     from: usize,
     to: usize,
+}
+
+/// Rows of a matrix as a micro-kernel reads them.
+#[derive(Clone, Copy, Default)]
+struct Rows<'a> {
+    data: &'a [f32],
+    /// From one row to the next.
+    stride: usize,
 }
 
 /// Operands and results of the derivative.
@@ -224,11 +232,11 @@ impl AttentionPlan {
             let len = self.forward_worker_len();
             // SAFETY: a worker runs one task at a time, and only it uses its part.
             let mut rest = unsafe { scratch.slice(worker * len, len) };
-            let rows = range.len() * QUERIES;
-            let qs = take(&mut rest, rows * head);
-            let sums = take(&mut rest, rows * width);
-            let highest = take(&mut rest, rows);
-            let totals = take(&mut rest, rows);
+            let n = range.len() * QUERIES;
+            let qs = take(&mut rest, n * head);
+            let sums = take(&mut rest, n * width);
+            let highest = take(&mut rest, n);
+            let totals = take(&mut rest, n);
             let kt = take(&mut rest, head * KEYS);
             let vs = take(&mut rest, KEYS * width);
             let tile = take(&mut rest, QUERIES * KEYS);
@@ -236,19 +244,19 @@ impl AttentionPlan {
             highest.fill(f32::NEG_INFINITY);
             totals.fill(0.0);
             let mut keys_end = 0;
-            for (b, i) in range.clone().enumerate() {
+            let mut queries = [Rows::default(); BLOCKS_PER_TASK];
+            for (b, (i, scratch)) in range.clone().zip(qs.chunks_exact_mut(QUERIES * head)).enumerate() {
                 let at = self.queries(group, i);
-                pack::rows(self.query_part(q, at), scale, head, &mut qs[b * QUERIES * head..]);
+                queries[b] = self.rows(&q, self.row(at), at.count, head, scratch);
                 keys_end = keys_end.max(self.visible(at.first + at.count - 1));
             }
             for j in (0..keys_end).step_by(KEYS) {
                 let keys = self.keys(group, j);
-                pack::transposed(self.key_part(k, keys), KEYS, kt);
-                pack::rows(self.key_part(v, keys), 1.0, width, vs);
+                self.transposed(self.key_part(k, keys), scale, kt);
+                let vs = self.rows(&v, self.key(keys), keys.count, width, vs);
                 for (b, i) in range.clone().enumerate() {
-                    let at = self.queries(group, i);
-                    let r = b * QUERIES;
-                    self.scores(at, keys, &qs[r * head..], head, kt, tile);
+                    let (at, r) = (self.queries(group, i), b * QUERIES);
+                    self.scores(at, keys, queries[b], kt, tile);
                     let sums = &mut sums[r * width..(r + QUERIES) * width];
                     let seen = self.seen_by(at, keys);
                     soften(tile, seen, sums, width, &mut highest[r..r + at.count], &mut totals[r..r + at.count]);
@@ -350,30 +358,31 @@ impl AttentionPlan {
         let dv = take(&mut rest, KEYS * width);
         let p = take(&mut rest, QUERIES * KEYS);
         let dp = take(&mut rest, QUERIES * KEYS);
-        pack::transposed(self.key_part(call.k, keys), KEYS, kt);
-        pack::transposed(self.key_part(call.v, keys), KEYS, vt);
-        let mut ks = dq.is_some().then(|| take(&mut rest, KEYS * width));
-        if let Some(ks) = &mut ks {
-            pack::rows(self.key_part(call.k, keys), 1.0, width, ks);
-        }
+        self.transposed(self.key_part(call.k, keys), scale, kt);
+        self.transposed(self.key_part(call.v, keys), 1.0, vt);
+        let ks = dq.is_some().then(|| {
+            let scratch = take(&mut rest, KEYS * width);
+            self.rows(&call.k, self.key(keys), keys.count, width, scratch)
+        });
         dk.fill(0.0);
         dv.fill(0.0);
         let start = self.first_query(keys.first) / QUERIES * self.group;
         for i in start..self.blocks() {
             let at = self.queries(keys.group, i);
             let row = self.row(at);
-            pack::rows(self.query_part(call.q, at), scale, width, qs);
-            pack::rows(self.query_part(call.d_o, at), 1.0, width, ds);
-            self.scores(at, keys, qs, width, kt, p);
-            self.scores(at, keys, ds, width, vt, dp);
-            let rows = row..row + at.count;
-            differentiate(p, dp, self.seen_by(at, keys), call.lse.f32s(row, at.count), &delta[rows]);
+            let qs = self.rows(&call.q, row, at.count, width, qs);
+            let ds = self.rows(&call.d_o, row, at.count, width, ds);
+            self.scores(at, keys, qs, kt, p);
+            self.scores(at, keys, ds, vt, dp);
+            let delta = &delta[row..row + at.count];
+            differentiate(p, dp, self.seen_by(at, keys), call.lse.f32s(row, at.count), delta);
             self.over_queries(at, keys, p, ds, dv);
             self.over_queries(at, keys, dp, qs, dk);
-            if let (Some(dq), Some(ks)) = (&mut dq, &ks) {
+            if let (Some(dq), Some(ks)) = (&mut dq, ks) {
                 self.over_keys(at, keys, dp, ks, &mut dq[self.row_in_group(at) * width..]);
             }
         }
+        dk.iter_mut().for_each(|x| *x *= scale);
         for (i, sums) in [(1, dk), (2, dv)] {
             for (j, row) in sums.chunks_exact_mut(width).take(keys.count).enumerate() {
                 finish(call.results[i], (self.key(keys) + j) * head, call.rounds[i], &mut row[..head]);
@@ -392,10 +401,10 @@ impl AttentionPlan {
     ) {
         let (head, width) = (self.k, self.width());
         let scale = 1.0 / (head as f32).sqrt();
-        let rows = range.len() * QUERIES;
-        let qs = take(&mut rest, rows * head);
-        let ds = take(&mut rest, rows * head);
-        let dq = take(&mut rest, rows * width);
+        let n = range.len() * QUERIES;
+        let qs = take(&mut rest, n * head);
+        let ds = take(&mut rest, n * head);
+        let dq = take(&mut rest, n * width);
         let kt = take(&mut rest, head * KEYS);
         let vt = take(&mut rest, head * KEYS);
         let ks = take(&mut rest, KEYS * width);
@@ -403,25 +412,27 @@ impl AttentionPlan {
         let dp = take(&mut rest, QUERIES * KEYS);
         dq.fill(0.0);
         let mut keys_end = 0;
-        for (b, i) in range.clone().enumerate() {
+        let mut operands = [[Rows::default(); 2]; BLOCKS_PER_TASK];
+        let scratch = qs.chunks_exact_mut(QUERIES * head).zip(ds.chunks_exact_mut(QUERIES * head));
+        for (b, (i, (qs, ds))) in range.clone().zip(scratch).enumerate() {
             let at = self.queries(group, i);
-            let to = b * QUERIES * head;
-            pack::rows(self.query_part(call.q, at), scale, head, &mut qs[to..]);
-            pack::rows(self.query_part(call.d_o, at), 1.0, head, &mut ds[to..]);
+            let row = self.row(at);
+            let [q, d_o] = [&call.q, &call.d_o];
+            operands[b] = [self.rows(q, row, at.count, head, qs), self.rows(d_o, row, at.count, head, ds)];
             keys_end = keys_end.max(self.visible(at.first + at.count - 1));
         }
         for j in (0..keys_end).step_by(KEYS) {
             let keys = self.keys(group, j);
-            pack::transposed(self.key_part(call.k, keys), KEYS, kt);
-            pack::transposed(self.key_part(call.v, keys), KEYS, vt);
-            pack::rows(self.key_part(call.k, keys), 1.0, width, ks);
+            self.transposed(self.key_part(call.k, keys), scale, kt);
+            self.transposed(self.key_part(call.v, keys), 1.0, vt);
+            let ks = self.rows(&call.k, self.key(keys), keys.count, width, ks);
             for (b, i) in range.clone().enumerate() {
                 let at = self.queries(group, i);
                 let (r, row) = (b * QUERIES, self.row(at));
-                self.scores(at, keys, &qs[r * head..], head, kt, p);
-                self.scores(at, keys, &ds[r * head..], head, vt, dp);
-                let rows = row..row + at.count;
-                differentiate(p, dp, self.seen_by(at, keys), call.lse.f32s(row, at.count), &delta[rows]);
+                self.scores(at, keys, operands[b][0], kt, p);
+                self.scores(at, keys, operands[b][1], vt, dp);
+                let delta = &delta[row..row + at.count];
+                differentiate(p, dp, self.seen_by(at, keys), call.lse.f32s(row, at.count), delta);
                 self.over_keys(at, keys, dp, ks, &mut dq[r * width..(r + QUERIES) * width]);
             }
         }
@@ -456,12 +467,26 @@ impl AttentionPlan {
         keys.group * self.t + keys.first
     }
 
-    fn query_part(&self, src: Buf, at: Queries) -> Part {
-        Part { src, at: self.row(at) * self.k, stride: self.k, rows: at.count, columns: self.k }
+    /// `count` rows from row `first` on, `width` elements apart: where they lie if they are, or in `scratch`.
+    fn rows<'a>(&self, src: &'a Buf, first: usize, count: usize, width: usize, scratch: &'a mut [f32]) -> Rows<'a> {
+        let head = self.k;
+        if src.dtype() == DType::F32 && width == head {
+            return Rows { data: src.f32s(first * head, count * head), stride: head };
+        }
+        pack::rows(Part { src: *src, at: first * head, stride: head, rows: count, columns: head }, width, scratch);
+        Rows { data: scratch, stride: width }
     }
 
     fn key_part(&self, src: Buf, keys: Keys) -> Part {
         Part { src, at: self.key(keys) * self.k, stride: self.k, rows: keys.count, columns: self.k }
+    }
+
+    /// Keys or values times `factor`, transposed.
+    fn transposed(&self, part: Part, factor: f32, to: &mut [f32]) {
+        pack::transposed(part, KEYS, to);
+        if factor != 1.0 {
+            to.iter_mut().for_each(|x| *x *= factor);
+        }
     }
 
     fn seen_by(&self, at: Queries, keys: Keys) -> impl Fn(usize) -> usize + Copy {
@@ -472,14 +497,13 @@ impl AttentionPlan {
     }
 
     /// Tile = A · Bᵀ for A rows of the queries and B the transposed keys, where the mask is open.
-    fn scores(&self, at: Queries, keys: Keys, a: &[f32], a_row: usize, b: &[f32], tile: &mut [f32]) {
-        assert!(
-            a.len() >= (at.count - 1) * a_row + self.k && b.len() >= self.k * KEYS && tile.len() >= at.count * KEYS
-        );
+    fn scores(&self, at: Queries, keys: Keys, a: Rows<'_>, b: &[f32], tile: &mut [f32]) {
+        let a_len = (at.count - 1) * a.stride + self.k;
+        assert!(a.data.len() >= a_len && b.len() >= self.k * KEYS && tile.len() >= at.count * KEYS);
         let o = Operands {
             k: self.k,
-            a: a.as_ptr(),
-            a_row,
+            a: a.data.as_ptr(),
+            a_row: a.stride,
             a_k: 1,
             b: b.as_ptr(),
             b_k: KEYS,
@@ -492,16 +516,21 @@ impl AttentionPlan {
     }
 
     /// Sums over keys for each query: C[query] += tile · B.
-    fn over_keys(&self, at: Queries, keys: Keys, tile: &[f32], b: &[f32], c: &mut [f32]) {
+    fn over_keys(&self, at: Queries, keys: Keys, tile: &[f32], b: Rows<'_>, c: &mut [f32]) {
         let width = self.width();
-        assert!(tile.len() >= at.count * KEYS && b.len() >= keys.count * width && c.len() >= at.count * width);
+        assert!(
+            tile.len() >= at.count * KEYS
+                && b.data.len() >= keys.count * b.stride
+                && b.stride >= width
+                && c.len() >= at.count * width
+        );
         let o = Operands {
             k: keys.count,
             a: tile.as_ptr(),
             a_row: KEYS,
             a_k: 1,
-            b: b.as_ptr(),
-            b_k: width,
+            b: b.data.as_ptr(),
+            b_k: b.stride,
             c: c.as_mut_ptr(),
             c_row: width,
         };
@@ -511,16 +540,21 @@ impl AttentionPlan {
     }
 
     /// Sums over queries for each key: C[key] += tileᵀ · B.
-    fn over_queries(&self, at: Queries, keys: Keys, tile: &[f32], b: &[f32], c: &mut [f32]) {
+    fn over_queries(&self, at: Queries, keys: Keys, tile: &[f32], b: Rows<'_>, c: &mut [f32]) {
         let width = self.width();
-        assert!(tile.len() >= at.count * KEYS && b.len() >= at.count * width && c.len() >= keys.count * width);
+        assert!(
+            tile.len() >= at.count * KEYS
+                && b.data.len() >= at.count * b.stride
+                && b.stride >= width
+                && c.len() >= keys.count * width
+        );
         let o = Operands {
             k: at.count,
             a: tile.as_ptr(),
             a_row: 1,
             a_k: KEYS,
-            b: b.as_ptr(),
-            b_k: width,
+            b: b.data.as_ptr(),
+            b_k: b.stride,
             c: c.as_mut_ptr(),
             c_row: width,
         };

@@ -18,16 +18,15 @@ pub(super) struct Part {
 }
 
 multiversion! {
-    /// The part times `factor`, in rows of `width` filled up with zeros.
-    pub(super) fn rows(part: Part, factor: f32, width: usize, dst: &mut [f32]) = rows_body
+    /// The part in rows of `width` filled up with zeros.
+    pub(super) fn rows(part: Part, width: usize, dst: &mut [f32]) = rows_body
 }
 
 #[inline(always)]
-fn rows_body<F: Fma>(part: Part, factor: f32, width: usize, dst: &mut [f32]) {
+fn rows_body<F: Fma>(part: Part, width: usize, dst: &mut [f32]) {
     for (i, row) in dst.chunks_exact_mut(width).take(part.rows).enumerate() {
         let (values, rest) = row.split_at_mut(part.columns);
         part.src.load(part.at + i * part.stride, values);
-        values.iter_mut().for_each(|x| *x *= factor);
         rest.fill(0.0);
     }
 }
@@ -51,7 +50,9 @@ fn transposed_body<F: Fma>(part: Part, width: usize, dst: &mut [f32]) {
             let first = |i: usize| at + (r + i) * stride + c;
             let to = &mut dst[c * width + r..];
             if let Some(x) = memory {
-                transpose::lanes::<F, SIDE>(std::array::from_fn(|i| &x[first(i)..first(i) + SIDE]), to, width);
+                let mut lines = [&x[..0]; SIDE];
+                lines.iter_mut().enumerate().for_each(|(i, line)| *line = &x[first(i)..first(i) + SIDE]);
+                transpose::lanes::<F, SIDE>(lines, to, width);
             } else {
                 let mut square = [[0.0f32; SIDE]; SIDE];
                 square.iter_mut().enumerate().for_each(|(i, line)| src.load(first(i), line));
@@ -73,10 +74,62 @@ fn transposed_body<F: Fma>(part: Part, width: usize, dst: &mut [f32]) {
     }
 }
 
+// Rows that are packed for all strips before the next ones, so that memory is read in order.
+const STRIP_ROWS: usize = 32;
+
+multiversion! {
+    /// The first `columns` columns of a matrix with `rows` rows, `stride` elements apart, in strips of `width` columns: element (i, j) at
+    /// `(j / width · rows + i) · width + j % width`. What is missing from the last strip is not written.
+    pub(super) fn strips(
+        src: &[f32], stride: usize, rows: usize, columns: usize, width: usize, dst: &mut [f32],
+    ) = strips_body
+}
+
+#[inline(always)]
+fn strips_body<F: Fma>(src: &[f32], stride: usize, rows: usize, columns: usize, width: usize, dst: &mut [f32]) {
+    for first in (0..rows).step_by(STRIP_ROWS) {
+        let n = STRIP_ROWS.min(rows - first);
+        for (s, j) in (0..columns).step_by(width).enumerate() {
+            let (from, to) = (&src[first * stride + j..], &mut dst[(s * rows + first) * width..][..n * width]);
+            match width.min(columns - j) {
+                12 => strip::<12>(from, stride, to, width),
+                6 => strip::<6>(from, stride, to, width),
+                4 => strip::<4>(from, stride, to, width),
+                rest => {
+                    for (i, to) in to.chunks_exact_mut(width).enumerate() {
+                        to[..rest].copy_from_slice(&from[i * stride..][..rest]);
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// N columns: a number that the compiler knows.
+#[inline(always)]
+fn strip<const N: usize>(from: &[f32], stride: usize, to: &mut [f32], width: usize) {
+    for (i, to) in to.chunks_exact_mut(width).enumerate() {
+        to[..N].copy_from_slice(&from[i * stride..][..N]);
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::super::buffer::testing::{Owned, noise};
     use super::*;
+
+    #[test]
+    fn strips_lie_where_the_layout_says() {
+        for (rows, columns, width) in [(1, 1, 4), (5, 7, 4), (40, 24, 12), (33, 25, 12), (70, 13, 6)] {
+            let stride = columns + 3;
+            let x = noise(1, rows * stride);
+            let mut dst = vec![f32::NAN; columns.next_multiple_of(width) * rows];
+            strips(&x, stride, rows, columns, width, &mut dst);
+            for (i, j) in (0..rows).flat_map(|i| (0..columns).map(move |j| (i, j))) {
+                assert_eq!(dst[(j / width * rows + i) * width + j % width], x[i * stride + j]);
+            }
+        }
+    }
 
     #[test]
     fn parts_lie_where_the_layout_says() {
@@ -88,8 +141,8 @@ mod tests {
             let element = |i: usize, j: usize| if i < rows_n && j < columns { x[2 + i * stride + j] } else { 0.0 };
             for width in [columns, columns + 9] {
                 let mut dst = vec![f32::NAN; rows_n * width];
-                rows(part, 2.0, width, &mut dst);
-                assert!((0..rows_n * width).all(|p| dst[p] == 2.0 * element(p / width, p % width)));
+                rows(part, width, &mut dst);
+                assert!((0..rows_n * width).all(|p| dst[p] == element(p / width, p % width)));
             }
             for width in [rows_n, rows_n + 3, 40] {
                 let mut dst = vec![f32::NAN; columns * width];
