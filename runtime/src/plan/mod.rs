@@ -215,6 +215,33 @@ impl Plan {
         reduced.map(|s| self.buffers[s.inputs[0]].bytes()).sum()
     }
 
+    /// Steps of losses and of their derivatives where nothing reads the loss before: both can run at once, at the derivative's place, and
+    /// logits need not be computed twice.
+    pub fn losses_with_derivatives(&self) -> Vec<(usize, usize)> {
+        let is = |step: &Step, name: &str| matches!(&step.work, Work::Library { op, .. } if op.name == name);
+        let mut pairs = Vec::new();
+        for (derivative, step) in self.steps.iter().enumerate() {
+            if !is(step, "linear_cross_entropy_vjp") {
+                continue;
+            }
+            // Inputs of both: x, w, targets; then lse.
+            let is_loss = |&i: &usize| {
+                let of = &self.steps[i];
+                is(of, "linear_cross_entropy") && of.inputs[..3] == step.inputs[..3] && of.outputs[2] == step.inputs[3]
+            };
+            let Some(loss) = (0..derivative).rev().find(is_loss) else { continue };
+            let results = &self.steps[loss].outputs;
+            let uses = |s: &Step, b: &BufferId| s.inputs.contains(b) || s.outputs.contains(b);
+            let waits = self.steps[loss + 1..derivative].iter().all(|s| results.iter().all(|b| !uses(s, b)));
+            // A result that nobody reads later has given its memory to others by then.
+            let lives = |b: &BufferId| self.outputs.contains(b) || self.steps[derivative..].iter().any(|s| uses(s, b));
+            if waits && results.iter().all(lives) {
+                pairs.push((loss, derivative));
+            }
+        }
+        pairs
+    }
+
     /// Key of a random stream of a step's region, and how many of its numbers one part of the batch takes: none if the stream does not run
     /// over the batch.
     pub fn stream(&self, step: &Step, region: &Region, stream: &Stream, seed: u64) -> (u64, u64) {

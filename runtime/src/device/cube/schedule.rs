@@ -556,7 +556,7 @@ fn bound(
         let outputs = step.outputs.iter().map(|&b| buffer(b)).collect();
         launches.push(Launch { operation, inputs, outputs, random: None, order: Order::Own });
     }
-    for (loss, derivative) in losses_with_derivatives(&launches, plan) {
+    for (loss, derivative) in plan.losses_with_derivatives() {
         launches[loss].order = Order::Later;
         launches[derivative].order = Order::With(loss);
     }
@@ -585,28 +585,6 @@ fn bound(
     };
     let outputs = plan.outputs.iter().map(|&b| buffer(b)).collect();
     Ok(Program { launches, streams, loss_scale, outputs, recordings: Default::default() })
-}
-
-/// Losses whose results nothing reads before their derivative: both can run at once, and logits need not be computed twice.
-fn losses_with_derivatives(launches: &[Launch], plan: &Plan) -> Vec<(usize, usize)> {
-    let mut pairs = Vec::new();
-    for (derivative, step) in plan.steps.iter().enumerate() {
-        if !matches!(launches[derivative].operation, Operation::LossVjp(..)) {
-            continue;
-        }
-        // Inputs of both: x, w, targets; then lse.
-        let is_loss = |&i: &usize| {
-            let (loss, of) = (&launches[i].operation, &plan.steps[i]);
-            matches!(loss, Operation::Loss(_)) && of.inputs[..3] == step.inputs[..3] && of.outputs[2] == step.inputs[3]
-        };
-        let Some(loss) = (0..derivative).rev().find(is_loss) else { continue };
-        let results = &plan.steps[loss].outputs;
-        let reads = |s: &Step| s.inputs.iter().chain(&s.outputs).any(|b| results.contains(b));
-        if !plan.steps[loss + 1..derivative].iter().any(reads) {
-            pairs.push((loss, derivative));
-        }
-    }
-    pairs
 }
 
 /// What a step launches.

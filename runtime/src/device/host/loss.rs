@@ -3,6 +3,9 @@
 //! The vocabulary is cut into blocks. Forward: each block is packed once, and every row keeps its running maximum and sum. Backward:
 //! for each block, and in it each chunk of rows, E = (P − onehot)·s̄ is computed where the tile lies; x̄ adds up over the blocks, w̄
 //! of the block over the chunks. Blocks depend on sizes alone and sums go in order, so the bits do not depend on threads.
+//!
+//! Where nothing happens between the two and all logits fit in [`MOST_KEPT`], both run at once: what the forward leaves of its tiles
+//! is what the backward starts from, and the logits are not computed again.
 #![allow(unsafe_code)]
 
 use super::buffer::{Buf, round_in_place};
@@ -29,6 +32,8 @@ const SKEW: usize = 16;
 const CHUNK_THREADS: std::ops::RangeInclusive<usize> = 2..=16;
 // Tasks per thread that are wanted so that an uneven machine stays busy.
 const TASKS_PER_THREAD: usize = 4;
+/// Most elements of all logits (64 MiB) that are kept from the forward for the backward.
+pub const MOST_KEPT: usize = 16 << 20;
 // Partial sums of a row of logits.
 const LANES: usize = 16;
 
@@ -54,6 +59,24 @@ pub struct LossOperands {
     pub lse: Buf,
     /// The cotangent of the sum: one f32.
     pub d_sum: Buf,
+}
+
+/// Results of the forward.
+#[derive(Clone, Copy)]
+pub struct LossResults {
+    /// Sum of the losses: one f32.
+    pub sum: Buf,
+    /// How many there are: one f32.
+    pub count: Buf,
+    /// Log-sum-exp of every row, f32.
+    pub lse: Buf,
+}
+
+/// What the forward leaves for the backward: for every block of the vocabulary, the tiles of exponentials of all rows, and per row the
+/// maximum that was taken off the logits.
+struct Kept<'a> {
+    tiles: &'a mut [f32],
+    maxima: &'a mut [f32],
 }
 
 /// How a gradient is stored.
@@ -130,7 +153,7 @@ impl LossPlan {
     }
 
     fn backward_worker_len(&self) -> usize {
-        ROWS * (self.d + self.width())
+        ROWS * (self.d + self.width()).max(self.chunk())
     }
 
     /// Scratch of [`LossPlan::forward`] in f32 elements.
@@ -141,8 +164,27 @@ impl LossPlan {
     /// Scratch of [`LossPlan::backward`] in f32 elements; sums of x̄ that is not stored as f32 need their own place.
     pub fn backward_workspace_len(&self, dx: DType) -> usize {
         let sums = if dx == DType::F32 { 0 } else { self.rows * self.d };
-        let packed = self.block() * (self.d + 2 * self.width()) + self.chunk() * (self.width() + self.tile_row());
-        sums + packed + self.threads * self.backward_worker_len()
+        let packed = self.block() * (self.d + 2 * self.width()) + self.rows * self.width();
+        sums + packed + self.chunk() * self.tile_row() + self.threads * self.backward_worker_len()
+    }
+
+    /// Scratch of [`LossPlan::both`] in f32 elements.
+    pub fn both_workspace_len(&self, dx: DType) -> usize {
+        self.kept_len() + self.workspace_len().max(self.backward_workspace_len(dx))
+    }
+
+    /// Whether all logits are few enough to be kept.
+    pub fn keeps(&self) -> bool {
+        self.kept_len() <= MOST_KEPT
+    }
+
+    /// Blocks of the vocabulary.
+    fn blocks(&self) -> usize {
+        self.vocab.div_ceil(self.block())
+    }
+
+    fn kept_len(&self) -> usize {
+        self.blocks() * self.rows * (self.tile_row() + 1)
     }
 
     /// Floating-point operations of the forward.
@@ -171,13 +213,42 @@ impl LossPlan {
     ///
     /// # Panics
     /// If a buffer or the workspace is shorter than planned, `pool` has more threads than planned, or a target is no class.
-    pub fn forward(
+    pub fn forward(&self, pool: &Pool, operands: [Buf; 3], results: LossResults, workspace: &mut [f32]) {
+        self.run_forward(pool, operands, results, None, workspace);
+    }
+
+    /// Computes what [`LossPlan::forward`] and [`LossPlan::backward`] do, from logits that are computed once.
+    ///
+    /// # Panics
+    /// As they do, and if [`LossPlan::keeps`] is false.
+    pub fn both(
+        &self,
+        pool: &Pool,
+        operands: LossOperands,
+        [sum, count]: [Buf; 2],
+        dx: Buf,
+        dx_rounds: &[DType],
+        dw: Gradient<'_>,
+        workspace: &mut [f32],
+    ) {
+        assert!(self.keeps(), "the logits of `linear_cross_entropy` are too many to be kept");
+        let wanted = self.both_workspace_len(dx.dtype());
+        assert!(workspace.len() >= wanted, "workspace of {} f32 is too small", workspace.len());
+        let mut rest = workspace;
+        let tiles = take(&mut rest, self.blocks() * self.rows * self.tile_row());
+        let maxima = take(&mut rest, self.blocks() * self.rows);
+        let LossOperands { x, w, targets, lse, .. } = operands;
+        let results = LossResults { sum, count, lse };
+        self.run_forward(pool, [x, w, targets], results, Some(Kept { tiles, maxima }), rest);
+        self.run_backward(pool, operands, dx, dx_rounds, dw, Some(Kept { tiles, maxima }), rest);
+    }
+
+    fn run_forward(
         &self,
         pool: &Pool,
         [x, w, targets]: [Buf; 3],
-        sum: Buf,
-        count: Buf,
-        lse: Buf,
+        LossResults { sum, count, lse }: LossResults,
+        kept: Option<Kept<'_>>,
         workspace: &mut [f32],
     ) {
         self.check(pool, &[x], &[w], &[targets, lse], (workspace.len(), self.workspace_len()));
@@ -192,8 +263,9 @@ impl LossPlan {
         losses.fill(0.0);
         let state = [&mut *highest, &mut *totals, &mut *losses].map(Shared::new);
         let workers = Shared::new(rest);
-        let step = self.task_rows(self.rows);
-        for first in (0..self.vocab).step_by(self.block()) {
+        let kept = kept.map(|k| (Shared::new(k.tiles), Shared::new(k.maxima)));
+        let (step, tile_row) = (self.task_rows(self.rows), self.tile_row());
+        for (block, first) in (0..self.vocab).step_by(self.block()).enumerate() {
             let n = self.block().min(self.vocab - first);
             self.pack_classes(pool, w, first, n, packed);
             let packed = &*packed;
@@ -203,14 +275,23 @@ impl LossPlan {
                 // SAFETY: a worker runs one task at a time, and only it uses its part; each task has its own rows.
                 let (scratch, [highest, totals, losses]) =
                     unsafe { (workers.slice(worker * len, len), state.map(|s| s.slice(row, m))) };
-                let (strips, tile) = scratch.split_at_mut(ROWS * self.d);
+                let (strips, own) = scratch.split_at_mut(ROWS * self.d);
+                let place = block * self.rows + row;
+                let tile = match kept {
+                    // SAFETY: each task has its own rows of each block.
+                    Some((tiles, _)) => unsafe { tiles.slice(place * tile_row, m * tile_row) },
+                    None => own,
+                };
                 self.logits(x, row, m, n, packed, strips, tile);
-                for (i, line) in tile.chunks_exact_mut(self.tile_row()).take(m).enumerate() {
-                    let target = usize::try_from(targets[row + i]).ok().and_then(|t| t.checked_sub(first));
-                    if let Some(t) = target.filter(|&t| t < n) {
+                for (i, line) in tile.chunks_exact_mut(tile_row).take(m).enumerate() {
+                    if let Some(t) = class_in(targets[row + i], first).filter(|&t| t < n) {
                         losses[i] = -line[t];
                     }
                     add_exponentials(line, n, &mut highest[i], &mut totals[i]);
+                    if let Some((_, maxima)) = kept {
+                        // SAFETY: as for the tiles.
+                        unsafe { maxima.slice(place + i, 1)[0] = highest[i] };
+                    }
                     if first + n == self.vocab {
                         let l = highest[i] + totals[i].ln();
                         lse.f32s_mut(row + i, 1)[0] = l;
@@ -237,6 +318,19 @@ impl LossPlan {
         dw: Gradient<'_>,
         workspace: &mut [f32],
     ) {
+        self.run_backward(pool, operands, dx, dx_rounds, dw, None, workspace);
+    }
+
+    fn run_backward(
+        &self,
+        pool: &Pool,
+        operands: LossOperands,
+        dx: Buf,
+        dx_rounds: &[DType],
+        dw: Gradient<'_>,
+        kept: Option<Kept<'_>>,
+        workspace: &mut [f32],
+    ) {
         let LossOperands { x, w, targets, lse, d_sum } = operands;
         let wanted = self.backward_workspace_len(dx.dtype());
         self.check(pool, &[x, dx], &[w, dw.to], &[targets, lse], (workspace.len(), wanted));
@@ -246,8 +340,9 @@ impl LossPlan {
         let classes = take(&mut rest, self.d * self.block());
         let weights = take(&mut rest, width * self.block());
         let d_block = take(&mut rest, width * self.block());
-        let inputs = take(&mut rest, width * self.chunk());
-        let errors = take(&mut rest, tile_row * self.chunk());
+        let inputs = take(&mut rest, width * self.rows);
+        let own_errors = take(&mut rest, tile_row * self.chunk());
+        let (mut tiles, maxima) = kept.map_or((None, None), |k| (Some(k.tiles), Some(&*k.maxima)));
         let sums = if dx.dtype() == DType::F32 {
             dx
         } else {
@@ -259,14 +354,25 @@ impl LossPlan {
         if self.rows == 0 {
             d_block.fill(0.0);
         }
-        for first in (0..self.vocab).step_by(self.block()) {
+        let chunks = || (0..self.rows).step_by(self.chunk().max(1));
+        for chunk in chunks() {
+            let rows = self.chunk().min(self.rows - chunk);
+            self.pack_rows(pool, x, chunk, rows, &mut inputs[chunk * width..]);
+        }
+        for (block, first) in (0..self.vocab).step_by(self.block()).enumerate() {
             let n = self.block().min(self.vocab - first);
-            self.pack_classes(pool, w, first, n, classes);
+            if maxima.is_none() {
+                self.pack_classes(pool, w, first, n, classes);
+            }
             self.pack_rows(pool, w, first, n, weights);
             let (classes, weights) = (&*classes, &*weights);
-            for chunk in (0..self.rows).step_by(self.chunk().max(1)) {
+            for chunk in chunks() {
                 let rows = self.chunk().min(self.rows - chunk);
-                self.pack_rows(pool, x, chunk, rows, inputs);
+                let place = block * self.rows + chunk;
+                let errors = match &mut tiles {
+                    Some(tiles) => &mut tiles[place * tile_row..(place + rows) * tile_row],
+                    None => &mut *own_errors,
+                };
                 let shared = Shared::new(errors);
                 let step = self.task_rows(rows);
                 pool.run(rows.div_ceil(step), |task, worker| {
@@ -276,9 +382,17 @@ impl LossPlan {
                     let (scratch, e) =
                         unsafe { (workers.slice(worker * len, len), shared.slice(row * tile_row, m * tile_row)) };
                     let (strips, tile) = scratch.split_at_mut(ROWS * self.d);
-                    self.logits(x, chunk + row, m, n, classes, strips, e);
+                    if maxima.is_none() {
+                        self.logits(x, chunk + row, m, n, classes, strips, e);
+                    }
                     for (i, line) in e.chunks_exact_mut(tile_row).enumerate() {
-                        error_row(&mut line[..n], targets[chunk + row + i], first, lse.get(chunk + row + i), d_sum);
+                        let (at, line) = (chunk + row + i, &mut line[..n]);
+                        let (target, lse) = (class_in(targets[at], first), lse.get(at));
+                        match maxima {
+                            _ if targets[at] < 0 => line.fill(0.0),
+                            Some(maxima) => error_from_exponentials(line, target, maxima[place + row + i] - lse, d_sum),
+                            None => error_from_logits(line, target, lse, d_sum),
+                        }
                     }
                     let left = Left { data: e, strip: self.micro.mr * tile_row, row: tile_row, step: 1 };
                     self.multiply(m, width / nr, n, left, weights, n * nr, tile, width);
@@ -296,15 +410,18 @@ impl LossPlan {
                         }
                     }
                 });
-                let (errors, inputs) = (&*errors, &*inputs);
+                let (errors, inputs) = (&*errors, &inputs[chunk * width..]);
                 let sums = Shared::new(d_block);
                 let step = self.task_rows(n);
-                pool.run(n.div_ceil(step), |task, _| {
-                    let class = task * step;
+                pool.run(n.div_ceil(step), |task, worker| {
+                    let (class, len) = (task * step, self.backward_worker_len());
                     let m = step.min(n - class);
-                    // SAFETY: each task has its own classes.
-                    let sums = unsafe { sums.slice(class * width, m * width) };
-                    let left = Left { data: &errors[class..], strip: self.micro.mr, row: 1, step: tile_row };
+                    // SAFETY: a worker runs one task at a time, and only it uses its part; each task has its own classes.
+                    let (strips, sums) =
+                        unsafe { (workers.slice(worker * len, len), sums.slice(class * width, m * width)) };
+                    let mr = self.micro.mr;
+                    pack::strips(&errors[class..], tile_row, rows, m, mr, strips);
+                    let left = Left { data: strips, strip: mr * rows, row: 1, step: mr };
                     let into = if chunk == 0 { Into::Overwrite } else { Into::Add };
                     self.multiply_into(m, width / nr, rows, left, inputs, rows * nr, sums, width, into);
                     if chunk + rows == self.rows {
@@ -348,7 +465,7 @@ impl LossPlan {
             let column = panel * nr;
             let part = Part { src, at: first * d + column, stride: d, rows: n, columns: nr.min(d - column) };
             // SAFETY: each task has its own panel.
-            pack::rows(part, 1.0, nr, unsafe { packed.slice(panel * nr * n, nr * n) });
+            pack::rows(part, nr, unsafe { packed.slice(panel * nr * n, nr * n) });
         });
     }
 
@@ -436,8 +553,14 @@ fn larger(a: f32, b: f32) -> f32 {
     if b > a { b } else { a }
 }
 
+/// Where the class of a row lies among those from `first` on.
+fn class_in(target: i32, first: usize) -> Option<usize> {
+    usize::try_from(target).ok()?.checked_sub(first)
+}
+
 multiversion! {
-    /// Adds `n` logits to the running maximum and sum of their row. The row is longer than `n` by [`SKEW`] at least.
+    /// Adds `n` logits to the running maximum and sum of their row, and leaves their exponentials, less that maximum. The row is longer
+    /// than `n` by [`SKEW`] at least.
     fn add_exponentials(row: &mut [f32], n: usize, highest: &mut f32, total: &mut f32) = add_exponentials_body
 }
 
@@ -445,9 +568,9 @@ multiversion! {
 fn add_exponentials_body<F: Fma>(row: &mut [f32], n: usize, highest: &mut f32, total: &mut f32) {
     let row = &mut row[..n.next_multiple_of(LANES)];
     row[n..].fill(f32::NEG_INFINITY);
-    let (lines, _) = row.as_chunks::<LANES>();
+    let (lines, _) = row.as_chunks_mut::<LANES>();
     let mut most = [*highest; LANES];
-    for line in lines {
+    for line in &*lines {
         for l in 0..LANES {
             most[l] = larger(most[l], line[l]);
         }
@@ -456,7 +579,8 @@ fn add_exponentials_body<F: Fma>(row: &mut [f32], n: usize, highest: &mut f32, t
     let mut sums = [0.0f32; LANES];
     for line in lines {
         for l in 0..LANES {
-            sums[l] += exp::<F>(line[l] - most);
+            line[l] = exp::<F>(line[l] - most);
+            sums[l] += line[l];
         }
     }
     if most > *highest {
@@ -466,27 +590,33 @@ fn add_exponentials_body<F: Fma>(row: &mut [f32], n: usize, highest: &mut f32, t
     *total += tree(sums, |a, b| a + b);
 }
 
-/// From logits of the classes from `first` on to (P − onehot)·s̄; 0 in an ignored row.
-fn error_row(row: &mut [f32], target: i32, first: usize, lse: f32, d_sum: f32) {
-    let Ok(target) = usize::try_from(target) else { return row.fill(0.0) };
-    let at = target.checked_sub(first).filter(|&t| t < row.len());
-    let right = at.map(|t| row[t]);
-    scaled_probabilities(row, lse, d_sum);
-    if let (Some(t), Some(logit)) = (at, right) {
-        let mut p = [logit];
-        scaled_probabilities(&mut p, lse, 1.0);
-        row[t] = (p[0] - 1.0) * d_sum;
-    }
-}
-
 multiversion! {
-    fn scaled_probabilities(row: &mut [f32], lse: f32, factor: f32) = scaled_probabilities_body
+    /// From logits to (P − onehot)·s̄.
+    fn error_from_logits(row: &mut [f32], target: Option<usize>, lse: f32, d_sum: f32) = error_from_logits_body
 }
 
 #[inline(always)]
-fn scaled_probabilities_body<F: Fma>(row: &mut [f32], lse: f32, factor: f32) {
-    for x in row {
-        *x = exp::<F>(*x - lse) * factor;
+fn error_from_logits_body<F: Fma>(row: &mut [f32], target: Option<usize>, lse: f32, d_sum: f32) {
+    error_row(row, target, d_sum, |x| exp::<F>(x - lse));
+}
+
+multiversion! {
+    /// From exponentials of logits less a maximum to (P − onehot)·s̄; `above` is that maximum less the log-sum-exp.
+    fn error_from_exponentials(row: &mut [f32], target: Option<usize>, above: f32, d_sum: f32) = error_from_exponentials_body
+}
+
+#[inline(always)]
+fn error_from_exponentials_body<F: Fma>(row: &mut [f32], target: Option<usize>, above: f32, d_sum: f32) {
+    let factor = exp::<F>(above);
+    error_row(row, target, d_sum, |x| x * factor);
+}
+
+#[inline(always)]
+fn error_row(row: &mut [f32], target: Option<usize>, d_sum: f32, p: impl Fn(f32) -> f32) {
+    let right = target.filter(|&t| t < row.len()).map(|t| (t, p(row[t])));
+    row.iter_mut().for_each(|x| *x = p(*x) * d_sum);
+    if let Some((t, p)) = right {
+        row[t] = (p - 1.0) * d_sum;
     }
 }
 
@@ -540,42 +670,47 @@ mod tests {
         let ulp = |d: DType| half_ulp(d) + case.rounds.iter().map(|&d| half_ulp(d)).sum::<f64>();
         let old = noise(5, v * d);
 
-        let mut first: Option<Vec<Vec<u32>>> = None;
+        let mut first: [Option<Vec<Vec<u32>>>; 2] = [None, None];
         for threads in [1, 2, 3, 7] {
             let pool = Pool::new(threads).unwrap();
             let plan = LossPlan::new(&axes("nd"), &axes("vd"), &bound, threads);
-            let [mut sum, mut count] = [(); 2].map(|()| Owned::poisoned(DType::F32, 1));
-            let mut lse = Owned::poisoned(DType::F32, n);
-            let mut workspace = vec![f32::NAN; plan.workspace_len()];
-            let operands = [x.buf(), w.buf(), targets.buf()];
-            plan.forward(&pool, operands, sum.buf(), count.buf(), lse.buf(), &mut workspace);
-            close("sum", case.dims, &sum.values(), &want[0], eps * n as f64 * most(&want[2]), 0.0);
-            close("count", case.dims, &count.values(), &want[1], 0.0, 0.0);
-            close("lse", case.dims, &lse.values(), &want[2], eps * most(&want[2]), 0.0);
-
-            let mut dx = Owned::poisoned(case.dtypes[1], n * d);
-            let mut dw =
-                if case.accumulate { Owned::of(DType::F32, &old) } else { Owned::poisoned(case.dtypes[2], v * d) };
-            let mut workspace = vec![f32::NAN; plan.backward_workspace_len(case.dtypes[1])];
-            let operands = LossOperands {
-                x: x.buf(),
-                w: w.buf(),
-                targets: targets.buf(),
-                lse: lse_kept.buf(),
-                d_sum: d_sum.buf(),
-            };
-            let to = Gradient { to: dw.buf(), rounds: case.rounds, accumulate: case.accumulate };
-            plan.backward(&pool, operands, dx.buf(), case.rounds, to, &mut workspace);
-            let want_dx = &want_backward[0];
-            close("dx", case.dims, &dx.values(), want_dx, eps * most(want_dx), ulp(case.dtypes[1]));
-            let mut want_dw = want_backward[1].clone();
-            let rounding = ulp(case.dtypes[2]) * most(&want_dw);
-            if case.accumulate {
-                want_dw.iter_mut().zip(&old).for_each(|(w, &o)| *w += f64::from(o));
+            assert!(plan.keeps());
+            // Forward and backward, then both at once.
+            for both in [false, true] {
+                let [mut sum, mut count] = [(); 2].map(|()| Owned::poisoned(DType::F32, 1));
+                let mut lse = Owned::poisoned(DType::F32, n);
+                let mut dx = Owned::poisoned(case.dtypes[1], n * d);
+                let mut dw =
+                    if case.accumulate { Owned::of(DType::F32, &old) } else { Owned::poisoned(case.dtypes[2], v * d) };
+                let to = Gradient { to: dw.buf(), rounds: case.rounds, accumulate: case.accumulate };
+                let results = LossResults { sum: sum.buf(), count: count.buf(), lse: lse.buf() };
+                let [x, w, targets, d_sum] = [&mut x, &mut w, &mut targets, &mut d_sum].map(Owned::buf);
+                let mut operands = LossOperands { x, w, targets, lse: results.lse, d_sum };
+                if both {
+                    let mut workspace = vec![f32::NAN; plan.both_workspace_len(case.dtypes[1])];
+                    plan.both(&pool, operands, [results.sum, results.count], dx.buf(), case.rounds, to, &mut workspace);
+                } else {
+                    let mut workspace = vec![f32::NAN; plan.workspace_len()];
+                    plan.forward(&pool, [x, w, targets], results, &mut workspace);
+                    let mut workspace = vec![f32::NAN; plan.backward_workspace_len(case.dtypes[1])];
+                    operands.lse = lse_kept.buf();
+                    plan.backward(&pool, operands, dx.buf(), case.rounds, to, &mut workspace);
+                }
+                close("sum", case.dims, &sum.values(), &want[0], eps * n as f64 * most(&want[2]), 0.0);
+                close("count", case.dims, &count.values(), &want[1], 0.0, 0.0);
+                close("lse", case.dims, &lse.values(), &want[2], eps * most(&want[2]), 0.0);
+                let want_dx = &want_backward[0];
+                close("dx", case.dims, &dx.values(), want_dx, eps * most(want_dx), ulp(case.dtypes[1]));
+                let mut want_dw = want_backward[1].clone();
+                let rounding = ulp(case.dtypes[2]) * most(&want_dw);
+                if case.accumulate {
+                    want_dw.iter_mut().zip(&old).for_each(|(w, &o)| *w += f64::from(o));
+                }
+                close("dw", case.dims, &dw.values(), &want_dw, eps * most(&want_dw) + rounding, 0.0);
+                let bits = [&mut sum, &mut count, &mut lse, &mut dx, &mut dw].map(Owned::bits).to_vec();
+                let first = &mut first[usize::from(both)];
+                assert!(first.get_or_insert(bits.clone()) == &bits, "{:?}: {threads} threads", case.dims);
             }
-            close("dw", case.dims, &dw.values(), &want_dw, eps * most(&want_dw) + rounding, 0.0);
-            let bits = [&mut sum, &mut count, &mut lse, &mut dx, &mut dw].map(Owned::bits).to_vec();
-            assert!(first.get_or_insert(bits.clone()) == &bits, "{:?}: {threads} threads", case.dims);
         }
     }
 
@@ -627,6 +762,7 @@ mod tests {
         let mut workspace = vec![0.0; plan.workspace_len()];
         let mut targets = Owned::ids(&[5]);
         let operands = [x.buf(), w.buf(), targets.buf()];
-        plan.forward(&Pool::serial(), operands, out.buf(), out.buf(), out.buf(), &mut workspace);
+        let results = LossResults { sum: out.buf(), count: out.buf(), lse: out.buf() };
+        plan.forward(&Pool::serial(), operands, results, &mut workspace);
     }
 }

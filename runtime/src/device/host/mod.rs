@@ -179,7 +179,9 @@ impl Device for HostDevice {
         self.pool.lead(|| match (&mut inspection, &mut recording) {
             (Some(seen), _) => inspected(kernels, &cx, seen),
             (None, Some(recording)) if mode == Mode::Train => {
-                for (i, (k, s)) in kernels.iter().zip(&plan.steps).enumerate() {
+                // What runs together with another step is part of that one.
+                let alone = |(_, (k, _)): &(usize, (&Kernel, _))| !matches!(k, Kernel::LossLater);
+                for (i, (k, s)) in kernels.iter().zip(&plan.steps).enumerate().filter(alone) {
                     recorded(recording, &self.pool, What::Step(i), || k.run(&cx, s));
                 }
             }

@@ -5,7 +5,7 @@ use super::attention::AttentionPlan;
 use super::buffer::Buf;
 use super::copy::CopyPlan;
 use super::gemm::{Epilogue, GemmError, GemmPlan};
-use super::loss::{Gradient, LossOperands, LossPlan};
+use super::loss::{Gradient, LossOperands, LossPlan, LossResults};
 use super::pool::Pool;
 use super::scatter::SortPlan;
 use super::tile::{Part, StreamArg, TileArgs, TileError, TileProgram};
@@ -113,8 +113,10 @@ pub enum Kernel {
     AttentionVjp(AttentionPlan, Vec<Vec<DType>>),
     /// Linear cross-entropy: (sum, count, lse).
     Loss(LossPlan),
-    /// Its derivative: (dx, dw). The type in which dx is stored sizes the scratch.
-    LossVjp(LossPlan, DType, Vec<Vec<DType>>, Vec<Write>),
+    /// Linear cross-entropy that runs together with its derivative.
+    LossLater,
+    /// Its derivative: (dx, dw).
+    LossVjp(LossVjp),
     /// Ids in order: (order, starts, ends).
     Sort(SortPlan),
     /// `slice`, `pad`, `concat`.
@@ -127,6 +129,17 @@ pub enum Kernel {
     AllReduce,
 }
 
+/// The derivative of linear cross-entropy.
+pub struct LossVjp {
+    plan: LossPlan,
+    /// The type in which dx is stored sizes the scratch.
+    dx: DType,
+    rounds: Vec<Vec<DType>>,
+    write: Vec<Write>,
+    /// Sum and count of the loss that runs together with it.
+    with: Option<[BufferId; 2]>,
+}
+
 impl Kernel {
     /// Scratch that it needs, in f32s.
     pub fn workspace_len(&self) -> usize {
@@ -136,9 +149,12 @@ impl Kernel {
             Kernel::Attention(p, _) => p.workspace_len(),
             Kernel::AttentionVjp(p, _) => p.backward_workspace_len(),
             Kernel::Loss(p) => p.workspace_len(),
-            Kernel::LossVjp(p, dx, ..) => p.backward_workspace_len(*dx),
+            Kernel::LossVjp(l) => match l.with {
+                Some(_) => l.plan.both_workspace_len(l.dx),
+                None => l.plan.backward_workspace_len(l.dx),
+            },
             Kernel::Sort(p) => p.workspace_len(),
-            Kernel::Accumulate(_) | Kernel::AllReduce | Kernel::Copy(_) | Kernel::Reference(_) => 0,
+            Kernel::Accumulate(_) | Kernel::AllReduce | Kernel::Copy(_) | Kernel::Reference(_) | Kernel::LossLater => 0,
         }
     }
 
@@ -172,13 +188,21 @@ impl Kernel {
             }
             Kernel::Loss(plan) => {
                 let operands = [input(0), input(1), input(2)];
-                plan.forward(cx.pool, operands, output(0), output(1), output(2), cx.workspace());
+                let results = LossResults { sum: output(0), count: output(1), lse: output(2) };
+                plan.forward(cx.pool, operands, results, cx.workspace());
             }
-            Kernel::LossVjp(plan, _, rounds, write) => {
+            Kernel::LossLater => {}
+            Kernel::LossVjp(LossVjp { plan, rounds, write, with, .. }) => {
                 let [x, w, targets, lse, d_sum] = [input(0), input(1), input(2), input(3), input(4)];
                 let operands = LossOperands { x, w, targets, lse, d_sum };
                 let dw = Gradient { to: output(1), rounds: &rounds[1], accumulate: cx.accumulates(write[1]) };
-                plan.backward(cx.pool, operands, output(0), &rounds[0], dw, cx.workspace());
+                let (pool, dx, rounds) = (cx.pool, output(0), &rounds[0]);
+                match with {
+                    Some(results) => {
+                        plan.both(pool, operands, results.map(|b| cx.buffer(b)), dx, rounds, dw, cx.workspace());
+                    }
+                    None => plan.backward(pool, operands, dx, rounds, dw, cx.workspace()),
+                }
             }
             Kernel::Sort(plan) => plan.run(cx.pool, input(0), output(0), output(1), output(2), cx.workspace()),
             Kernel::Copy(plan) => {
@@ -217,7 +241,16 @@ fn accumulate(cx: &RunCx<'_>, from: Buf, to: Buf, add: bool) {
 
 /// A kernel for every step of a plan.
 pub fn prepare(plan: &Plan, threads: usize, seed: u64) -> Result<Vec<Kernel>, StepError> {
-    plan.steps.iter().map(|s| prepare_step(plan, s, threads, seed)).collect()
+    let mut kernels = plan.steps.iter().map(|s| prepare_step(plan, s, threads, seed)).collect::<Result<Vec<_>, _>>()?;
+    for (loss, derivative) in plan.losses_with_derivatives() {
+        if let Kernel::LossVjp(vjp) = &mut kernels[derivative]
+            && vjp.plan.keeps()
+        {
+            vjp.with = Some([plan.steps[loss].outputs[0], plan.steps[loss].outputs[1]]);
+            kernels[loss] = Kernel::LossLater;
+        }
+    }
+    Ok(kernels)
 }
 
 /// The kernel of one step.
@@ -283,8 +316,9 @@ fn library(
             Some(Ok(Kernel::Loss(LossPlan::new(&inputs[0].shape, &inputs[1].shape, sizes, threads))))
         }
         "linear_cross_entropy_vjp" => {
-            let loss = LossPlan::new(&inputs[0].shape, &inputs[1].shape, sizes, threads);
-            Some(Ok(Kernel::LossVjp(loss, outputs[0].dtype, rounds.to_vec(), write.to_vec())))
+            let plan = LossPlan::new(&inputs[0].shape, &inputs[1].shape, sizes, threads);
+            let (dx, rounds, write) = (outputs[0].dtype, rounds.to_vec(), write.to_vec());
+            Some(Ok(Kernel::LossVjp(LossVjp { plan, dx, rounds, write, with: None })))
         }
         "opaque" => {
             let op = user_op::find(attrs.str("name"))?;
