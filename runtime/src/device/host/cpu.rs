@@ -58,6 +58,18 @@ pub fn has_bf16_dot() -> bool {
     })
 }
 
+/// Asks for a line of memory; any address will do.
+#[inline(always)]
+pub fn prefetch(at: *const f32) {
+    // SAFETY: a prefetch does not access memory as far as the program can tell, and every processor of this architecture has it.
+    #[cfg(target_arch = "x86_64")]
+    unsafe {
+        std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T0 }>(at.cast());
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = at;
+}
+
 /// How inner loops multiply and add: one rounding where the instruction exists, two where it does not.
 pub trait Fma: Copy {
     /// Whether [`Fma::fma`] rounds once.

@@ -61,7 +61,7 @@ const DEEP_B: usize = 1 << 16;
 // Elements of a task that packs for itself: operands of a block of K and its part of C (1.5 MiB) stay in the second-level cache.
 const DEEP_TASK: usize = 3 << 17;
 // Steps of K that lie at most so many elements apart are read in place; farther ones miss the caches too often.
-const NEAR: usize = 512;
+const NEAR: usize = 256;
 // Steps of K that are packed for all rows or columns of a task before the next ones.
 const PACKED_STEPS: usize = 32;
 // Below this many multiply-adds, waking a thread costs more than it saves.

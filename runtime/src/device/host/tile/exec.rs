@@ -1,15 +1,18 @@
 //! One unit of work: the steps of a program over its tiles, as loops that vectorise.
 
 use super::super::buffer::{Buf, round_in_place};
-use super::super::cpu::{Fma, multiversion};
+use super::super::cpu::{Fma, multiversion, prefetch};
 use super::super::math;
 use super::super::share::Shared;
 use super::TileArgs;
-use super::lower::{Class, MAX_AXES, MAX_IN_PLACE, Place, Program, Step, Store, Unit, Walk};
+use super::lower::{Class, MAX_AXES, MAX_IN_PLACE, Place, Program, Step, Store, Unit, Walk, is_dear};
 use crate::random;
 use kiln_compiler::ops::Scalar;
 use std::ops::Range;
 
+// Elements of a cache line, and of the pieces between which a dear step asks for the next tile.
+const LINE: usize = 16;
+const AHEAD: usize = 64;
 // Chains of a row reduction; then they are combined in a tree.
 const LANES: usize = 32;
 
@@ -100,6 +103,14 @@ struct Tile<'a> {
     cols: usize,
 }
 
+/// A part of a tile's columns, and where it lies in which run.
+struct Piece {
+    c: usize,
+    n: usize,
+    run: usize,
+    inside: usize,
+}
+
 /// A register's elements in this tile.
 #[derive(Clone, Copy)]
 struct View<'a> {
@@ -144,6 +155,20 @@ impl<'a> Tile<'a> {
             let walk = &in_place.walk;
             let rows = walk.rows.iter().zip(&self.first_row).map(|(s, &i)| s * i as isize).sum::<isize>();
             self.starts[i] = (self.outer_offset(walk) + rows + walk.runs[0] + self.col as isize) as usize;
+        }
+    }
+
+    /// Asks for elements `from..from + n` of the next tile of every register that lies in a buffer.
+    #[inline(always)]
+    fn ask_for_next(&self, from: usize, n: usize) {
+        let tile = self.rows * self.cols;
+        for (i, in_place) in self.p.in_place.iter().enumerate().filter(|(i, _)| self.in_place >> i & 1 == 1) {
+            let buf = match in_place.place {
+                Place::Input(k) => self.args.inputs[k],
+                Place::Output(k) => self.args.outputs[k],
+            };
+            let first = buf.as_ptr().cast::<f32>().wrapping_add(self.starts[i] + tile + from);
+            (0..n).step_by(LINE).for_each(|at| prefetch(first.wrapping_add(at)));
         }
     }
 
@@ -197,6 +222,13 @@ impl<'a> Tile<'a> {
                     *o = (start + k as isize * stride) as f32;
                 }
             }),
+            // While dear values are computed, memory has time for what the next tile needs.
+            Step::Unary(s, a) if self.in_place != 0 && is_dear(*s) => {
+                for (i, (out, a)) in out.chunks_mut(AHEAD).zip(self.view(*a).data.chunks(AHEAD)).enumerate() {
+                    self.ask_for_next(i * AHEAD, out.len());
+                    unary::<F>(*s, out, a);
+                }
+            }
             Step::Unary(s, a) => unary::<F>(*s, out, self.view(*a).data),
             Step::Binary(s, a, b) => self.binary(*s, out, class, self.view(*a), self.view(*b)),
             Step::CompareInts(s, a, b) => self.compare_ints(*s, out, class, self.view(*a), self.view(*b)),
@@ -268,6 +300,20 @@ impl<'a> Tile<'a> {
         }
     }
 
+    /// The runs that the columns of this tile meet.
+    #[inline(always)]
+    fn pieces(&self, walk: &Walk) -> impl Iterator<Item = Piece> + use<> {
+        let (len, cols) = (walk.run_len, self.cols);
+        let (mut run, mut inside, mut c) = (self.col / len.max(1), self.col % len.max(1), 0);
+        std::iter::from_fn(move || {
+            let piece = Piece { c, n: (len - inside).min(cols - c), run, inside };
+            (c < cols).then(|| {
+                (c, run, inside) = (c + piece.n, run + 1, 0);
+                piece
+            })
+        })
+    }
+
     /// Calls `f(position in the register, length, offset, stride)` for every run of a register of this class.
     #[inline(always)]
     fn for_runs(&self, walk: &Walk, class: Class, mut f: impl FnMut(usize, usize, isize, isize)) {
@@ -277,12 +323,8 @@ impl<'a> Tile<'a> {
                 f(r, 1, at + walk.runs[0], 1);
                 return;
             }
-            let mut c = 0;
-            while c < self.cols {
-                let (run, inside) = ((self.col + c) / walk.run_len, (self.col + c) % walk.run_len);
-                let n = (walk.run_len - inside).min(self.cols - c);
+            for Piece { c, n, run, inside } in self.pieces(walk) {
                 f(r * self.cols + c, n, at + walk.runs[run] + inside as isize * walk.step, walk.step);
-                c += n;
             }
         });
     }
@@ -483,10 +525,7 @@ impl<'a> Tile<'a> {
             if lacks(&store.lacks_rows, index) {
                 return;
             }
-            let mut c = 0;
-            while c < self.cols {
-                let (run, inside) = ((self.col + c) / walk.run_len, (self.col + c) % walk.run_len);
-                let n = (walk.run_len - inside).min(self.cols - c);
+            for Piece { c, n, run, inside } in self.pieces(walk) {
                 let kept = if store.lacks_run { 1 } else { n };
                 if store.keeps_run[run] && !(store.lacks_run && inside > 0) {
                     let to = at + walk.runs[run] + inside as isize * walk.step;
@@ -500,7 +539,6 @@ impl<'a> Tile<'a> {
                         put(to, walk.step, row);
                     }
                 }
-                c += n;
             }
         });
     }

@@ -2,7 +2,7 @@
 //! alone, so one table serves all sequences and heads, and the region that uses it runs through memory in order.
 
 use super::Part;
-use super::lower::is_dear;
+use super::lower::is_dear_instr;
 use kiln_compiler::fuse::{Index, Instr, Layout, Region, Template};
 use kiln_compiler::ir::{Axis, DType, Sizes};
 use kiln_compiler::ops::Scalar;
@@ -108,7 +108,7 @@ fn cones(region: &Region) -> Vec<Cone> {
             dear: c.dear || o.dear,
             moves: c.moves && o.moves,
         });
-        out.push(Cone { dear: cone.dear || is_dear(*instr), ..cone });
+        out.push(Cone { dear: cone.dear || is_dear_instr(*instr), ..cone });
     }
     out
 }

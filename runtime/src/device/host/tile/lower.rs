@@ -529,7 +529,7 @@ impl Context<'_> {
         if !matches!(self.region.template, Template::RowColumn | Template::SegmentSum) {
             // What is dear and does not depend on all rows is worth computing once per index of the rows that it depends on.
             for ((instr, &d), _) in self.region.code.iter().zip(depends).zip(&self.needed).filter(|(_, used)| **used) {
-                if is_dear(*instr) && d & col_bits != 0 && d & row_bits != row_bits {
+                if is_dear_instr(*instr) && d & col_bits != 0 && d & row_bits != row_bits {
                     outer_bits |= d & row_bits;
                 }
             }
@@ -544,15 +544,18 @@ impl Context<'_> {
 }
 
 /// Whether a value costs much more than to load it.
-pub fn is_dear(instr: Instr) -> bool {
+pub fn is_dear_instr(instr: Instr) -> bool {
     match instr {
-        Instr::Unary(s, _) => {
-            use Scalar::*;
-            matches!(s, Exp | Log | Sin | Cos | Tanh | Erf | Logistic)
-        }
+        Instr::Unary(s, _) => is_dear(s),
         Instr::Uniform(_) => true,
         _ => false,
     }
+}
+
+/// As [`is_dear_instr`], of a function.
+pub fn is_dear(s: Scalar) -> bool {
+    use Scalar::*;
+    matches!(s, Exp | Log | Sin | Cos | Tanh | Erf | Logistic)
 }
 
 /// Joins neighbouring axes that every walk crosses as one, and drops axes of size 1.
