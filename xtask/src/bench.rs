@@ -10,11 +10,13 @@ use std::process::Command;
 struct Options {
     /// PyTorch alone, the two presets, few turns: under three minutes.
     quick: bool,
+    /// How the cost of a step grows, instead of other libraries.
+    scaling: bool,
     /// Where the numbers go instead of `bench/results`.
     json: Option<PathBuf>,
 }
 
-const USAGE: &str = "cargo xtask bench [--quick] [--json PATH]";
+const USAGE: &str = "cargo xtask bench [--quick | --scaling] [--json PATH]";
 /// Turns of each library with `--quick`.
 const QUICK_ROUNDS: &str = "5";
 
@@ -22,6 +24,11 @@ const QUICK_ROUNDS: &str = "5";
 pub fn run(args: &[String]) -> Result<bool, String> {
     let options = parse(args)?;
     let host = build(&["-p", "kiln-bench", "--bin", "host"], workspace::root(), "host")?;
+    if options.scaling {
+        let mut command = Command::new(host);
+        command.arg("scaling");
+        return measure(command, options.json);
+    }
     let python = peers::environment()?;
     let script = |name: &str| workspace::root().join("bench/host").join(name).display().to_string();
     let python = python.display();
@@ -40,7 +47,12 @@ pub fn run(args: &[String]) -> Result<bool, String> {
             command.args(["--peer", &format!("{name}={} {{folder}} {{model}}", program.display())]);
         }
     }
-    match options.json {
+    measure(command, options.json)
+}
+
+/// Runs a command of the suite, which keeps its numbers in `json` or under `bench/results`.
+fn measure(mut command: Command, json: Option<PathBuf>) -> Result<bool, String> {
+    match json {
         Some(file) => command.arg("--out").arg(file),
         None => command.arg("--results").arg(workspace::root().join("bench/results")),
     };
@@ -55,6 +67,7 @@ fn parse(args: &[String]) -> Result<Options, String> {
     while let Some(arg) = args.next() {
         match arg.as_str() {
             "--quick" => options.quick = true,
+            "--scaling" => options.scaling = true,
             "--json" => {
                 let path = args.next().ok_or("`--json` needs a path")?;
                 let here = std::env::current_dir().map_err(|e| format!("no current folder: {e}"))?;

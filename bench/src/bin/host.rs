@@ -3,11 +3,11 @@
 use clap::{Parser, Subcommand};
 use kiln_bench::Result;
 use kiln_bench::host::compare::{Peer, Plan, THREADS, run};
-use kiln_bench::host::{BATCHES, decode, models, prepare, serve, show};
+use kiln_bench::host::{BATCHES, decode, models, named, prepare, scaling, serve, show};
 use kiln_bench::models::Model;
 use std::fs;
 use std::io::{stdin, stdout};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 #[derive(Parser)]
 #[command(name = "host", version)]
@@ -41,6 +41,24 @@ enum Command {
         /// Worker threads
         #[arg(long, default_value_t = THREADS)]
         threads: usize,
+    },
+    /// Measure how the cost of a step grows with batch, sequence, layers and threads
+    Scaling {
+        /// Worker threads
+        #[arg(long, default_value_t = THREADS)]
+        threads: usize,
+        /// Turns of each size
+        #[arg(long, default_value_t = 7)]
+        rounds: usize,
+        /// The commit that is measured
+        #[arg(long, default_value = "unknown")]
+        commit: String,
+        /// Folder that keeps the numbers, the table and the picture, under the processor and the day
+        #[arg(long, default_value = "bench/results")]
+        results: PathBuf,
+        /// File of the numbers instead; table and picture lie beside it
+        #[arg(long)]
+        out: Option<PathBuf>,
     },
     /// Measure Kiln beside other libraries
     Compare {
@@ -98,14 +116,24 @@ fn main() -> Result<()> {
             let kiln = Peer { name: "kiln".to_owned(), command: [&own, "serve", "{model}"].map(str::to_owned).into() };
             let peers = std::iter::once(kiln).chain(peers).collect();
             let results = run(&Plan { peers, products, models, rounds, commit }, &folder)?;
-            let table = show::table(&results);
-            println!("\n{table}");
             let out = out.unwrap_or_else(|| kept.join(format!("{}.json", results.name())));
-            fs::write(&out, serde_json::to_string_pretty(&results)?)?;
-            fs::write(out.with_extension("md"), table)?;
-            fs::write(out.with_extension("svg"), show::chart(&results))?;
-            println!("{}", out.display());
-            Ok(())
+            keep(&out, serde_json::to_string_pretty(&results)?, show::table(&results), show::chart(&results))
+        }
+        Command::Scaling { threads, rounds, commit, results: kept, out } => {
+            let scaling = scaling::run(threads, rounds, &commit)?;
+            let name = || format!("{}-scaling.json", named(&scaling.cpu, &scaling.date));
+            let out = out.unwrap_or_else(|| kept.join(name()));
+            keep(&out, serde_json::to_string_pretty(&scaling)?, scaling::table(&scaling), scaling::chart(&scaling))
         }
     }
+}
+
+/// Writes numbers, table and picture side by side, and shows the table.
+fn keep(out: &Path, numbers: String, table: String, picture: String) -> Result<()> {
+    println!("\n{table}");
+    fs::write(out, numbers)?;
+    fs::write(out.with_extension("md"), table)?;
+    fs::write(out.with_extension("svg"), picture)?;
+    println!("{}", out.display());
+    Ok(())
 }

@@ -1,10 +1,9 @@
 //! All libraries side by side: starts their programs, lets them take turns, compares their losses, keeps every raw number.
 
 use super::products::{self, Product};
-use super::{models, prepare};
+use super::{models, named, prepare, processor, today};
 use crate::Result;
 use crate::models::Model;
-use kiln::run_dir::date_time;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::fs;
@@ -76,9 +75,7 @@ pub struct Results {
 impl Results {
     /// `host-amd-epyc-9r14-2026-11-26`.
     pub fn name(&self) -> String {
-        let cpu = self.cpu.replace("(R)", "").replace("(TM)", "").to_lowercase();
-        let words = cpu.split(|c: char| !c.is_ascii_alphanumeric()).filter(|w| !w.is_empty());
-        format!("host-{}-{}", words.collect::<Vec<_>>().join("-"), self.date)
+        named(&self.cpu, &self.date)
     }
 }
 
@@ -287,19 +284,6 @@ fn add_rates(rates: &mut [Product], other: &Peer, model: &str, folder: &Path) ->
         product.gflops.insert(other.name.clone(), gflops);
     }
     Ok(())
-}
-
-fn processor() -> String {
-    let all = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
-    let name = all.lines().find_map(|l| Some(l.strip_prefix("model name")?.split_once(':')?.1.trim().to_owned()));
-    name.unwrap_or_else(|| std::env::consts::ARCH.to_owned())
-}
-
-/// Today in UTC.
-fn today() -> String {
-    let seconds = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |d| d.as_secs());
-    let all = date_time(seconds);
-    format!("{}-{}-{}", &all[..4], &all[4..6], &all[6..8])
 }
 
 #[cfg(test)]

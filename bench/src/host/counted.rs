@@ -12,7 +12,7 @@ use kiln::device::host::attention::AttentionPlan;
 use kiln::device::host::buffer::Buf;
 use kiln::device::host::cpu::Isa;
 use kiln::device::host::gemm::{Epilogue, GemmPlan};
-use kiln::device::host::loss::{Gradient, LossOperands, LossPlan};
+use kiln::device::host::loss::{Gradient, LossOperands, LossPlan, LossResults};
 use kiln::device::host::optim::adamw;
 use kiln::device::host::pool::Pool;
 use kiln::device::host::scatter::SortPlan;
@@ -186,11 +186,13 @@ fn loss(direction: Direction) -> Result<Case> {
     let operands = Operands::new([x, w, Values::Ids(rows, classes), sum, count, lse, d_sum, dx, dw])?;
     let mut workspace = vec![0.0; plan.workspace_len().max(plan.backward_workspace_len(F32))];
     let [x, w, targets, sum, count, lse, ..] = operands.views();
-    plan.forward(&POOL, [x, w, targets], sum, count, lse, &mut workspace);
+    plan.forward(&POOL, [x, w, targets], LossResults { sum, count, lse }, &mut workspace);
     Ok(Box::new(move || {
         let [x, w, targets, sum, count, lse, d_sum, dx, dw] = operands.views();
         match direction {
-            Direction::Forward => plan.forward(&POOL, [x, w, targets], sum, count, lse, &mut workspace),
+            Direction::Forward => {
+                plan.forward(&POOL, [x, w, targets], LossResults { sum, count, lse }, &mut workspace);
+            }
             Direction::Backward => {
                 let operands = LossOperands { x, w, targets, lse, d_sum };
                 let dw = Gradient { to: dw, rounds: &[], accumulate: false };
