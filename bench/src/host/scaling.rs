@@ -175,7 +175,7 @@ pub fn table(scaling: &Scaling) -> String {
 const WIDTH: f64 = 720.0;
 const HEIGHT: f64 = 440.0;
 const LEFT: f64 = 64.0;
-const RIGHT: f64 = 150.0;
+const RIGHT: f64 = 244.0;
 const TOP: f64 = 44.0;
 const BOTTOM: f64 = 44.0;
 /// Okabe and Ito's blue, vermilion and green.
@@ -235,7 +235,7 @@ pub fn chart(scaling: &Scaling) -> String {
         }
         let y = TOP + 20.0 * (i + 1) as f64;
         let label = format!("{name}: x^{:.2}, at the end x^{:.2}", curve.exponent, curve.exponent_of_last);
-        push(&mut out, format_args!("<text x=\"{}\" y=\"{y}\" fill=\"{colour}\">{label}</text>\n", LEFT + 12.0));
+        push(&mut out, format_args!("<text x=\"{}\" y=\"{y}\" fill=\"{colour}\">{label}</text>\n", right + 12.0));
     }
     out.push_str("</svg>\n");
     out

@@ -8,6 +8,8 @@ use std::sync::OnceLock;
 pub enum Isa {
     /// Whatever the build targets.
     Portable,
+    /// NEON, which every AArch64 has.
+    Neon,
     /// x86-64-v3: AVX2, FMA, F16C.
     V3,
     /// x86-64-v4: AVX-512 F, BW, DQ, VL.
@@ -40,7 +42,12 @@ impl Isa {
         }
     }
 
-    #[cfg(not(target_arch = "x86_64"))]
+    #[cfg(target_arch = "aarch64")]
+    fn supported() -> Isa {
+        Isa::Neon
+    }
+
+    #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
     fn supported() -> Isa {
         Isa::Portable
     }
@@ -61,12 +68,17 @@ pub fn has_bf16_dot() -> bool {
 /// Asks for a line of memory; any address will do.
 #[inline(always)]
 pub fn prefetch(at: *const f32) {
-    // SAFETY: a prefetch does not access memory as far as the program can tell, and every processor of this architecture has it.
+    // SAFETY: a prefetch has no effect that a program can see, whatever the address, and every x86-64 has it.
     #[cfg(target_arch = "x86_64")]
     unsafe {
         std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T0 }>(at.cast());
     }
-    #[cfg(not(target_arch = "x86_64"))]
+    // SAFETY: as above, for AArch64.
+    #[cfg(target_arch = "aarch64")]
+    unsafe {
+        std::arch::asm!("prfm pldl1keep, [{0}]", in(reg) at, options(nostack, preserves_flags, readonly));
+    }
+    #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
     let _ = at;
 }
 
@@ -124,6 +136,9 @@ macro_rules! multiversion {
                 // SAFETY: as above, for V3.
                 #[cfg(target_arch = "x86_64")]
                 $crate::device::host::cpu::Isa::V3 => unsafe { v3($($arg),*) },
+                // Its vectors and its fused multiply-add belong to the architecture.
+                #[cfg(target_arch = "aarch64")]
+                $crate::device::host::cpu::Isa::Neon => $body::<$crate::device::host::cpu::Fused>($($arg),*),
                 _ => $body::<$crate::device::host::cpu::Separate>($($arg),*),
             }
         }

@@ -5,9 +5,13 @@
 //! never changes bits.
 #![allow(unsafe_code)]
 
-use super::cpu::Isa;
 #[cfg(target_arch = "x86_64")]
 use super::cpu::has_bf16_dot;
+use super::cpu::{Isa, prefetch};
+
+/// Elements of a cache line.
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+const LINE: usize = 16;
 
 /// What happens to the old value of C.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -65,6 +69,8 @@ impl Micro {
             Isa::V4 => &x86::V4,
             #[cfg(target_arch = "x86_64")]
             Isa::V3 => &x86::V3,
+            #[cfg(target_arch = "aarch64")]
+            Isa::Neon => &arm::NEON,
             _ => &PORTABLE,
         }
     }
@@ -108,9 +114,70 @@ unsafe fn portable<const M: usize>(o: Operands, into: Into) {
     }
 }
 
+/// A micro-kernel of two vectors of columns in an instruction set's own words.
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+macro_rules! kernel {
+    ($name:ident, $features:literal, $vector:ty, $lanes:literal, $zero:ident, $load:ident, $set:ident, $fma:ident, $add:ident, $store:ident) => {
+        /// # Safety
+        /// See [`Micro::call`]; the processor has the features.
+        #[target_feature(enable = $features)]
+        unsafe fn $name<const M: usize>(o: Operands, into: Into) {
+            let mut acc: [[$vector; 2]; M] = [[$zero(); 2]; M];
+            // The tile of C is asked for now: it may lie far away, and is needed when the sums are complete.
+            let mut i = 0;
+            while i < M {
+                let row = o.c.wrapping_add(i * o.c_row);
+                prefetch(row);
+                if 2 * $lanes > LINE {
+                    prefetch(row.wrapping_add(LINE));
+                }
+                i += 1;
+            }
+            let (mut a, mut b) = (o.a, o.b);
+            // Rows are addressed from one pointer per three rows, with the row stride scaled by 0, 1 and 2 in the instruction.
+            let third = 3 * o.a_row;
+            for _ in 0..o.k {
+                // SAFETY: in range by contract; the pointers advance with k, and one past the last step is not read.
+                unsafe {
+                    let b0 = $load(b);
+                    let b1 = $load(b.add($lanes));
+                    let mut base = a;
+                    let mut i = 0;
+                    while i < M {
+                        let x = $set(*base.add((i % 3) * o.a_row));
+                        acc[i][0] = $fma(x, b0, acc[i][0]);
+                        acc[i][1] = $fma(x, b1, acc[i][1]);
+                        i += 1;
+                        if i % 3 == 0 {
+                            base = base.wrapping_add(third);
+                        }
+                    }
+                    a = a.wrapping_add(o.a_k);
+                    b = b.wrapping_add(o.b_k);
+                }
+            }
+            let mut i = 0;
+            while i < M {
+                // SAFETY: row `i < m` of C has two vectors, by contract.
+                unsafe {
+                    let c = o.c.add(i * o.c_row);
+                    if into == Into::Add {
+                        $store(c, $add($load(c), acc[i][0]));
+                        $store(c.add($lanes), $add($load(c.add($lanes)), acc[i][1]));
+                    } else {
+                        $store(c, acc[i][0]);
+                        $store(c.add($lanes), acc[i][1]);
+                    }
+                }
+                i += 1;
+            }
+        }
+    };
+}
+
 #[cfg(target_arch = "x86_64")]
 mod x86 {
-    use super::{Into, Micro, Operands};
+    use super::{Into, LINE, Micro, Operands, prefetch};
     use std::arch::x86_64::*;
 
     // 12 rows of two 16-lane vectors: 24 accumulators, two of B, and the broadcast is a memory operand. 8 × 3 vectors measured the same.
@@ -156,63 +223,6 @@ mod x86 {
         _mm512_dpbf16_ps(c, a, b)
     }
 
-    macro_rules! kernel {
-        ($name:ident, $features:literal, $vector:ty, $lanes:literal, $zero:ident, $load:ident, $set:ident, $fma:ident, $add:ident, $store:ident) => {
-            /// # Safety
-            /// See [`Micro::call`]; the processor has the features.
-            #[target_feature(enable = $features)]
-            unsafe fn $name<const M: usize>(o: Operands, into: Into) {
-                let mut acc: [[$vector; 2]; M] = [[$zero(); 2]; M];
-                // The tile of C is asked for now: it may lie far away, and is needed when the sums are complete.
-                let mut i = 0;
-                while i < M {
-                    let row = o.c.wrapping_add(i * o.c_row).cast::<i8>();
-                    _mm_prefetch::<_MM_HINT_T0>(row);
-                    _mm_prefetch::<_MM_HINT_T0>(row.wrapping_add(64));
-                    i += 1;
-                }
-                let (mut a, mut b) = (o.a, o.b);
-                // Rows are addressed from one pointer per three rows, with the row stride scaled by 0, 1 and 2 in the instruction.
-                let third = 3 * o.a_row;
-                for _ in 0..o.k {
-                    // SAFETY: in range by contract; the pointers advance with k, and one past the last step is not read.
-                    unsafe {
-                        let b0 = $load(b);
-                        let b1 = $load(b.add($lanes));
-                        let mut base = a;
-                        let mut i = 0;
-                        while i < M {
-                            let x = $set(*base.add((i % 3) * o.a_row));
-                            acc[i][0] = $fma(x, b0, acc[i][0]);
-                            acc[i][1] = $fma(x, b1, acc[i][1]);
-                            i += 1;
-                            if i % 3 == 0 {
-                                base = base.wrapping_add(third);
-                            }
-                        }
-                        a = a.wrapping_add(o.a_k);
-                        b = b.wrapping_add(o.b_k);
-                    }
-                }
-                let mut i = 0;
-                while i < M {
-                    // SAFETY: row `i < m` of C has two vectors, by contract.
-                    unsafe {
-                        let c = o.c.add(i * o.c_row);
-                        if into == Into::Add {
-                            $store(c, $add($load(c), acc[i][0]));
-                            $store(c.add($lanes), $add($load(c.add($lanes)), acc[i][1]));
-                        } else {
-                            $store(c, acc[i][0]);
-                            $store(c.add($lanes), acc[i][1]);
-                        }
-                    }
-                    i += 1;
-                }
-            }
-        };
-    }
-
     kernel!(
         v4,
         "avx512f",
@@ -251,6 +261,37 @@ mod x86 {
     );
 }
 
+#[cfg(target_arch = "aarch64")]
+mod arm {
+    use super::{Into, LINE, Micro, Operands, prefetch};
+    use std::arch::aarch64::*;
+
+    // 12 rows of two 4-lane vectors: 24 accumulators, two of B and one broadcast, of 32 registers.
+    pub static NEON: Micro = Micro {
+        mr: 12,
+        nr: 8,
+        calls: &[
+            neon::<1>, neon::<2>, neon::<3>, neon::<4>, neon::<5>, neon::<6>, neon::<7>, neon::<8>, neon::<9>,
+            neon::<10>, neon::<11>, neon::<12>,
+        ],
+    };
+
+    /// a·b + c
+    #[inline(always)]
+    fn multiply_add(a: float32x4_t, b: float32x4_t, c: float32x4_t) -> float32x4_t {
+        // SAFETY: every AArch64 has NEON.
+        unsafe { vfmaq_f32(c, a, b) }
+    }
+
+    #[inline(always)]
+    fn zero() -> float32x4_t {
+        // SAFETY: as above.
+        unsafe { vdupq_n_f32(0.0) }
+    }
+
+    kernel!(neon, "neon", float32x4_t, 4, zero, vld1q_f32, vdupq_n_f32, multiply_add, vaddq_f32, vst1q_f32);
+}
+
 #[cfg(test)]
 mod tests {
     use super::super::buffer::testing::noise;
@@ -258,7 +299,7 @@ mod tests {
 
     #[test]
     fn all_row_counts_and_strides_agree_with_f64() {
-        let isas = [Isa::Portable, Isa::V3, Isa::V4].into_iter().filter(|&i| i <= Isa::detect());
+        let isas = [Isa::Portable, Isa::Neon, Isa::V3, Isa::V4].into_iter().filter(|&i| i <= Isa::detect());
         for micro in isas.map(Micro::of) {
             for m in 1..=micro.mr {
                 for k in [0, 1, 5, 64] {
