@@ -54,14 +54,19 @@ pub fn uniform(key: u64, index: u64, step: u64) -> f32 {
     unit(block(key, index / 4, step)[(index % 4) as usize])
 }
 
-/// Standard normal random number `index`, by Box–Muller: indices 2j and 2j+1 are the two coordinates of one pair of uniforms.
+/// Standard normal random number `index`.
 pub fn normal(key: u64, index: u64, step: u64) -> f32 {
-    let words = block(key, index / 4, step);
-    let pair = (index % 4 / 2 * 2) as usize;
+    normals(key, index / 2, step)[(index % 2) as usize]
+}
+
+/// Standard normal random numbers 2·`pair` and 2·`pair` + 1, by Box–Muller: the two coordinates of one pair of uniforms.
+pub fn normals(key: u64, pair: u64, step: u64) -> [f32; 2] {
+    let words = block(key, pair / 2, step);
+    let first = (pair % 2 * 2) as usize;
     // 1 − u lies in (0, 1], where the logarithm is finite.
-    let radius = (-2.0 * (1.0 - f64::from(unit(words[pair]))).ln()).sqrt();
-    let angle = std::f64::consts::TAU * f64::from(unit(words[pair + 1]));
-    (radius * if index.is_multiple_of(2) { angle.cos() } else { angle.sin() }) as f32
+    let radius = (-2.0 * (1.0 - f64::from(unit(words[first]))).ln()).sqrt();
+    let angle = std::f64::consts::TAU * f64::from(unit(words[first + 1]));
+    [(radius * angle.cos()) as f32, (radius * angle.sin()) as f32]
 }
 
 /// Key of a stream: a hash of the run's seed, the layer's path with its repeat index (`blocks.3.attention`), the site and the purpose.

@@ -112,7 +112,7 @@ impl<const N: usize> Operands<N> {
             end = align(begin + n * dtype.bytes());
             (begin, n, dtype)
         });
-        let mut memory = Arena::new(end, || vec![("operands of the case".to_owned(), end)])?;
+        let mut memory = Arena::new(end, &POOL, || vec![("operands of the case".to_owned(), end)])?;
         for (stream, (v, (begin, n, _))) in values.into_iter().zip(at).enumerate() {
             let drawn = |i: usize| random::uniform(stream as u64, i as u64, 0);
             match v {

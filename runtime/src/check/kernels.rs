@@ -327,7 +327,7 @@ impl Trial {
         let offsets: Vec<usize> = (0..=arrays.len()).map(|n| (0..n).map(|i| arena::align(bytes(i))).sum()).collect();
         let all = offsets[arrays.len()];
         let owners = || vec![("operands of the check".to_owned(), all)];
-        let memory = Arena::new(all, owners).map_err(|e| refused(e.to_string()))?;
+        let memory = Arena::new(all, &pool, owners).map_err(|e| refused(e.to_string()))?;
         let views: Vec<_> = (0..arrays.len()).map(|i| memory.buf(offsets[i], bytes(i), types[i])).collect();
         let (inputs, outputs) = views.split_at(self.operands.len());
         for ((view, array), dtype) in inputs.iter().zip(&self.operands).zip(&types) {

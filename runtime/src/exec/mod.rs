@@ -15,7 +15,9 @@ use comm::Member;
 use inspect::Inspection;
 use kiln_compiler::ir::{DType, Init, Sizes};
 use layout::{ArenaLayout, FlatLayout, ParamShape};
-use std::sync::Arc;
+use std::num::NonZero;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread;
 
 /// Which plan to run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -364,25 +366,67 @@ fn fans(dims: &[usize]) -> (f64, f64) {
     (all as f64 / out, out)
 }
 
-/// Fills this rank's part of a parameter: element by element what the whole tensor holds there.
+/// Elements that one thread fills at a time.
+const FILLED: usize = 1 << 16;
+
+/// Fills this rank's part of a parameter: element by element what the whole tensor holds there, whatever the threads.
 fn fill(values: &mut [f32], param: &Param, key: u64) {
     let (fan_in, fan_out) = fans(&param.dims);
-    let normal = |std: f64| move |i: u64| (f64::from(random::normal(key, i, 0)) * std) as f32;
-    let uniform = |a: f64, b: f64| move |i: u64| (a + (b - a) * f64::from(random::uniform(key, i, 0))) as f32;
-    let mut set = |f: &dyn Fn(u64) -> f32| {
-        values.iter_mut().enumerate().for_each(|(i, x)| *x = f(param.global_index(i) as u64));
-    };
+    let at = |i: usize| param.global_index(i) as u64;
     match param.init {
-        Init::Zeros => set(&|_| 0.0),
-        Init::Ones => set(&|_| 1.0),
-        Init::Normal(std) => set(&normal(std)),
-        Init::Uniform(a, b) => set(&uniform(a, b)),
+        Init::Zeros => values.fill(0.0),
+        Init::Ones => values.fill(1.0),
+        Init::Normal(std) => normal(values, std, key, at),
+        Init::Kaiming => normal(values, (2.0 / fan_in).sqrt(), key, at),
+        Init::Uniform(a, b) => uniform(values, (a, b), key, at),
         Init::Xavier => {
             let a = (6.0 / (fan_in + fan_out)).sqrt();
-            set(&uniform(-a, a));
+            uniform(values, (-a, a), key, at);
         }
-        Init::Kaiming => set(&normal((2.0 / fan_in).sqrt())),
     }
+}
+
+/// Fills with normal numbers, by their place in the whole tensor.
+fn normal(values: &mut [f32], std: f64, key: u64, at: impl Fn(usize) -> u64 + Sync) {
+    each_part(values, |first, part| {
+        // Neighbours come in pairs.
+        let (mut pair, mut two) = (u64::MAX, [0.0; 2]);
+        for (i, x) in part.iter_mut().enumerate() {
+            let index = at(first + i);
+            if index / 2 != pair {
+                (pair, two) = (index / 2, random::normals(key, index / 2, 0));
+            }
+            *x = (f64::from(two[(index % 2) as usize]) * std) as f32;
+        }
+    });
+}
+
+/// Fills with numbers between two bounds, by their place in the whole tensor.
+fn uniform(values: &mut [f32], (a, b): (f64, f64), key: u64, at: impl Fn(usize) -> u64 + Sync) {
+    each_part(values, |first, part| {
+        for (i, x) in part.iter_mut().enumerate() {
+            *x = (a + (b - a) * f64::from(random::uniform(key, at(first + i), 0))) as f32;
+        }
+    });
+}
+
+/// Calls `f(first, part)` for parts of the values, on as many threads as there are processors.
+fn each_part(values: &mut [f32], f: impl Fn(usize, &mut [f32]) + Sync) {
+    let count = values.len().div_ceil(FILLED);
+    let parts = Mutex::new(values.chunks_mut(FILLED).enumerate());
+    let next = || parts.lock().unwrap_or_else(PoisonError::into_inner).next();
+    let work = || {
+        while let Some((i, part)) = next() {
+            f(i * FILLED, part);
+        }
+    };
+    let threads = thread::available_parallelism().map_or(1, NonZero::get).min(count);
+    thread::scope(|scope| {
+        for _ in 1..threads {
+            scope.spawn(work);
+        }
+        work();
+    });
 }
 
 /// Sizes as one micro-batch sees them: the batch axis divided.

@@ -3,6 +3,7 @@
 #![allow(unsafe_code)]
 
 use super::buffer::Buf;
+use super::pool::Pool;
 use crate::device::{OutOfMemory, machine_memory};
 use crate::plan::arena::ALIGNMENT;
 use kiln_compiler::ir::DType;
@@ -10,6 +11,9 @@ use std::alloc::{Layout, alloc, dealloc};
 
 /// A huge page of x86 and of most ARM systems.
 const HUGE_PAGE: usize = 2 << 20;
+
+/// Bytes that a worker zeroes at a time.
+const ZEROED: usize = 4 * HUGE_PAGE;
 
 /// Zeroed, aligned bytes.
 pub struct Arena {
@@ -23,11 +27,12 @@ unsafe impl Send for Arena {}
 unsafe impl Sync for Arena {}
 
 impl Arena {
-    /// Allocates and writes zeros. `owners` lists who needs the bytes, largest first, for the error.
+    /// Allocates, and lets the workers write zeros: the system gives a page to a process when it first touches it, which takes longer than
+    /// a step does. `owners` lists who needs the bytes, largest first, for the error.
     ///
     /// # Errors
     /// When the process cannot have so much, or the system refuses.
-    pub fn new(bytes: usize, owners: impl FnOnce() -> Vec<(String, usize)>) -> Result<Arena, OutOfMemory> {
+    pub fn new(bytes: usize, pool: &Pool, owners: impl FnOnce() -> Vec<(String, usize)>) -> Result<Arena, OutOfMemory> {
         let bytes = bytes.max(ALIGNMENT);
         let refused = |available, owners| OutOfMemory::new(bytes, available, owners);
         let available = machine_memory().filter(|&limit| bytes > limit);
@@ -47,9 +52,14 @@ impl Arena {
             if bytes >= HUGE_PAGE {
                 libc::madvise(ptr.cast(), bytes, libc::MADV_HUGEPAGE);
             }
-            ptr.write_bytes(0, bytes);
         }
-        Ok(Arena { ptr, layout })
+        let arena = Arena { ptr, layout };
+        pool.run(bytes.div_ceil(ZEROED), |part, _| {
+            let (first, len) = (part * ZEROED, ZEROED.min(bytes - part * ZEROED));
+            // SAFETY: in range, as `at` checks, and each task has its own bytes.
+            unsafe { arena.at(first, len).write_bytes(0, len) };
+        });
+        Ok(arena)
     }
 
     /// The bytes `offset..offset + len`.

@@ -108,11 +108,12 @@ impl HostDecoder {
             inspects: false,
         };
         let placed = job.place(workspace * size_of::<f32>(), Memory::HOST);
-        let arena = Arena::new(placed.layout.total, || placed.owners())?;
+        let arena = Arena::new(placed.layout.total, &Pool::serial(), || placed.owners())?;
         let cached: usize = kernels.iter().map(Planned::cache_bytes).sum();
         let scratch = Scratch { offset: cached, each };
         let own = cached + team.members() * each * size_of::<f32>();
-        let own = Arena::new(own, || vec![("keys and values of earlier positions".to_owned(), cached)])?;
+        let own =
+            Arena::new(own, &Pool::serial(), || vec![("keys and values of earlier positions".to_owned(), cached)])?;
         let shadows = super::shadows(&placed.layout, &arena);
         let filling = roles.iter().rposition(|r| *r == Role::Cached).map_or(0, |i| i + 1);
         let mut place = Place { plan: &placed.evaluate, arena: &arena, own: &own, at: 0 };

@@ -87,7 +87,7 @@ impl HostDevice {
         let workspace = train.iter().chain(&evaluate).map(Kernel::workspace_len).max().unwrap_or(0);
         let (tensor, inspection) = (job.tensor.clone(), job.inspects.then(Inspection::default));
         let placed = job.place(workspace * size_of::<f32>(), Memory::HOST);
-        let arena = Arena::new(placed.layout.total, || placed.owners())?;
+        let arena = Arena::new(placed.layout.total, &pool, || placed.owners())?;
         let shadows = shadows(&placed.layout, &arena);
         let trained_shadows = placed.layout.flat.trained.iter().map(|r| within(&shadows, r)).collect();
         Ok(HostDevice {
