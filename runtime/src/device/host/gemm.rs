@@ -60,10 +60,12 @@ const PACKED_B: usize = 2 << 20;
 const DEEP_B: usize = 1 << 16;
 // Elements of a task that packs for itself: operands of a block of K and its part of C (1.5 MiB) stay in the second-level cache.
 const DEEP_TASK: usize = 3 << 17;
+// Runs of K of at least so many steps are worth to be read in place.
+const SHORTEST_RUN: usize = 16;
 // Steps of K that lie at most so many elements apart are read in place; farther ones miss the caches too often.
 const NEAR: usize = 256;
 // Steps of K that are packed for all rows or columns of a task before the next ones.
-const PACKED_STEPS: usize = 32;
+const PACKED_STEPS: usize = 64;
 // Below this many multiply-adds, waking a thread costs more than it saves.
 const SERIAL_WORK: usize = 1 << 16;
 // Up to this many rows, B is read once in place instead of being packed.
@@ -115,6 +117,18 @@ impl Table {
         self.run[i] as usize >= n
     }
 
+    /// How entries `i..i + n` follow each other: in runs of a constant step, all as long and as far apart, except that the last may be
+    /// shorter.
+    fn runs(&self, i: usize, n: usize) -> Option<Runs> {
+        let t = &self.at[i..i + n];
+        let [first, second, ..] = t else { return Some(Runs { step: 1, run: 1, skip: 0 }) };
+        let step = second.checked_sub(*first)?;
+        let run = t.windows(2).position(|w| w[1].checked_sub(w[0]) != Some(step)).map_or(n, |p| p + 1);
+        let skip = if run < n { t[run].checked_sub(first + run * step)? } else { 0 };
+        let fits = (0..n).all(|k| t[k] == first + k * step + k / run * skip);
+        fits.then_some(Runs { step, run, skip })
+    }
+
     /// The constant step of entries `i..i + n`, if there is one.
     #[inline(always)]
     fn stride(&self, i: usize, n: usize) -> Option<usize> {
@@ -123,6 +137,14 @@ impl Table {
         let step = second.checked_sub(*first)?;
         t.windows(2).all(|w| w[1].checked_sub(w[0]) == Some(step)).then_some(step)
     }
+}
+
+/// Offsets `step` apart, and after every `run` of them `skip` more.
+#[derive(Clone, Copy)]
+struct Runs {
+    step: usize,
+    run: usize,
+    skip: usize,
 }
 
 /// A planned product.
@@ -448,13 +470,15 @@ impl Call<'_> {
             assert!(at.rows <= MOST_STRIPS * mr, "a block of {} rows is too tall", at.rows);
             let a_base = p.a_batch.at[at.batch];
             let rows = Lanes { table: &p.a_row, first: at.row, count: at.rows, width: mr };
+            let steps = p.a_k.runs(k0, depth).filter(|steps| steps.run >= depth.min(SHORTEST_RUN));
             let mut any_in_place = false;
             for (strip, (i, lanes)) in strips.iter_mut().zip(rows.panels()) {
-                let place = self.in_place(a_base, lanes, k0, depth);
+                let place = steps.and_then(|steps| self.in_place(a_base, lanes, k0, depth, steps));
                 any_in_place |= place.is_some();
-                let (a, row, k) = place.unwrap_or((packed[i * depth..].as_ptr(), 1, mr));
+                let in_order = (packed[i * depth..].as_ptr(), 1, Runs { step: mr, run: depth.max(1), skip: 0 });
+                let (a, row, steps) = place.unwrap_or(in_order);
                 let c = if plain { p.c_row.stride(lanes.first, lanes.count) } else { None };
-                *strip = Strip { rows: lanes.count, a, row, k, c };
+                *strip = Strip { rows: lanes.count, a, row, steps, c };
             }
             if any_in_place {
                 for (strip, (i, lanes)) in strips.iter().zip(rows.panels()) {
@@ -480,7 +504,7 @@ impl Call<'_> {
                 let direct = width == nr && p.c_col.unit(at.col + j, nr);
                 let column = p.c_batch.at[at.batch] + p.c_col.at[at.col + j];
                 for (strip, i) in strips.iter().zip((0..at.rows).step_by(mr)) {
-                    let Strip { rows, a, row: a_row, k: a_k, c: stride } = *strip;
+                    let Strip { rows, a, row: a_row, steps, c: stride } = *strip;
                     let (c, c_row, into) = if wait {
                         let into = if k0 > 0 { Into::Add } else { Into::Overwrite };
                         (sums[i * sums_row + j..].as_mut_ptr(), sums_row, into)
@@ -493,7 +517,9 @@ impl Call<'_> {
                     // SAFETY: strips and panels hold `rows × depth` and `depth × nr` elements; C has room for `rows` rows of `nr`: the
                     // tile and the sums by their sizes, the result as was checked.
                     unsafe {
-                        let o = Operands { k: depth, a, a_row, a_k, b: panel.as_ptr(), b_k: nr, c, c_row };
+                        let Runs { step: a_k, run: a_run, skip: a_skip } = steps;
+                        let b = panel.as_ptr();
+                        let o = Operands { k: depth, a, a_row, a_k, a_run, a_skip, b, b_k: nr, c, c_row };
                         self.micro.call(rows, o, into);
                     }
                     if c == tile.as_mut_ptr() {
@@ -511,23 +537,32 @@ impl Call<'_> {
         }
     }
 
-    /// Rows of A where they lie, and from one row and step of K to the next, if they are as good as packed: f32, each of them in one
-    /// piece, or all of them beside each other at every step of K.
-    fn in_place(&self, base: usize, lanes: Lanes<'_>, k0: usize, depth: usize) -> Option<(*const f32, usize, usize)> {
+    /// Rows of A where they lie, how far apart, and how K goes on, if they are as good as packed: f32, each of them in pieces, or all of
+    /// them beside each other at every step of K.
+    fn in_place(
+        &self,
+        base: usize,
+        lanes: Lanes<'_>,
+        k0: usize,
+        depth: usize,
+        steps: Runs,
+    ) -> Option<(*const f32, usize, Runs)> {
         let p = self.plan;
         if self.pairs || self.a.dtype() != DType::F32 || depth == 0 {
             return None;
         }
-        let (row, k) = if matches!(p.way, Way::Deep { .. }) && lanes.table.unit(lanes.first, lanes.count) {
-            (1, p.a_k.stride(k0, depth).filter(|&k| k <= NEAR)?)
-        } else if p.a_k.unit(k0, depth) {
-            (lanes.table.stride(lanes.first, lanes.count)?, 1)
-        } else {
-            return None;
-        };
+        let row =
+            if matches!(p.way, Way::Deep { .. }) && lanes.table.unit(lanes.first, lanes.count) && steps.step <= NEAR {
+                1
+            } else if steps.step == 1 {
+                lanes.table.stride(lanes.first, lanes.count)?
+            } else {
+                return None;
+            };
         let first = base + lanes.table.at[lanes.first] + p.a_k.at[k0];
-        let all = self.a.f32s(first, (lanes.count - 1) * row + (depth - 1) * k + 1);
-        Some((all.as_ptr(), row, k))
+        let last = p.a_k.at[k0 + depth - 1] - p.a_k.at[k0];
+        let all = self.a.f32s(first, (lanes.count - 1) * row + last + 1);
+        Some((all.as_ptr(), row, steps))
     }
 
     /// Packs words `k0..k0 + depth` of all panels, some of them before the next ones, so that memory is read in order.
@@ -610,19 +645,19 @@ enum Panels<'a> {
     Own(&'a mut [f32]),
 }
 
-/// Some rows of A: element (i, p) lies at `row·i + k·p`; and from one of their rows in C to the next, if that is constant.
+/// Some rows of A, `row` elements apart, and how K goes on; and from one of their rows in C to the next, if that is constant.
 #[derive(Clone, Copy)]
 struct Strip {
     rows: usize,
     a: *const f32,
     row: usize,
-    k: usize,
+    steps: Runs,
     c: Option<usize>,
 }
 
 impl Default for Strip {
     fn default() -> Strip {
-        Strip { rows: 0, a: std::ptr::null(), row: 0, k: 0, c: None }
+        Strip { rows: 0, a: std::ptr::null(), row: 0, steps: Runs { step: 0, run: 1, skip: 0 }, c: None }
     }
 }
 

@@ -529,6 +529,8 @@ impl LossPlan {
                             a: a.data.as_ptr().add(i / mr * a.strip + k0 * a.step),
                             a_row: a.row,
                             a_k: a.step,
+                            a_run: usize::MAX,
+                            a_skip: 0,
                             b: b.as_ptr().add(j * panel + k0 * nr),
                             b_k: nr,
                             c: c.as_mut_ptr().add(i * c_row + j * nr),

@@ -29,6 +29,9 @@ pub(super) struct Operands {
     pub a: *const f32,
     pub a_row: usize,
     pub a_k: usize,
+    /// After so many steps of k, A goes on `a_skip` elements farther.
+    pub a_run: usize,
+    pub a_skip: usize,
     pub b: *const f32,
     pub b_k: usize,
     pub c: *mut f32,
@@ -78,7 +81,7 @@ impl Micro {
     /// Computes `m` rows.
     ///
     /// # Safety
-    /// `1 <= m <= mr`; A is readable at `i·a_row + p·a_k` for `i < m`, `p < k`, B at `p·b_k + j` for `j < nr`, and C is readable and
+    /// `1 <= m <= mr` and `a_run >= 1`; A is readable at `i·a_row + p·a_k + p/a_run·a_skip` for `i < m`, `p < k`, B at `p·b_k + j` for `j < nr`, and C is readable and
     /// writable at `i·c_row + j`, with no other user.
     #[inline]
     pub unsafe fn call(&self, m: usize, o: Operands, into: Into) {
@@ -99,7 +102,7 @@ unsafe fn portable<const M: usize>(o: Operands, into: Into) {
         let b = unsafe { &*o.b.add(p * o.b_k).cast::<[f32; N]>() };
         for (i, row) in acc.iter_mut().enumerate() {
             // SAFETY: `i < m`, `p < k`, by contract.
-            let a = unsafe { *o.a.add(i * o.a_row + p * o.a_k) };
+            let a = unsafe { *o.a.add(i * o.a_row + p * o.a_k + p / o.a_run * o.a_skip) };
             for (c, &b) in row.iter_mut().zip(b) {
                 *c += a * b;
             }
@@ -133,27 +136,54 @@ macro_rules! kernel {
                 }
                 i += 1;
             }
-            let (mut a, mut b) = (o.a, o.b);
-            // Rows are addressed from one pointer per three rows, with the row stride scaled by 0, 1 and 2 in the instruction.
-            let third = 3 * o.a_row;
-            for _ in 0..o.k {
-                // SAFETY: in range by contract; the pointers advance with k, and one past the last step is not read.
-                unsafe {
-                    let b0 = $load(b);
-                    let b1 = $load(b.add($lanes));
-                    let mut base = a;
-                    let mut i = 0;
-                    while i < M {
-                        let x = $set(*base.add((i % 3) * o.a_row));
-                        acc[i][0] = $fma(x, b0, acc[i][0]);
-                        acc[i][1] = $fma(x, b1, acc[i][1]);
-                        i += 1;
-                        if i % 3 == 0 {
-                            base = base.wrapping_add(third);
+            // One pointer per three rows. What they have to do with each other is hidden: the compiler would compute each address from the
+            // one before it, a chain as long as the multiplications take, so that no load could run ahead.
+            let (one, two) = (black_box(o.a_row), black_box(2 * o.a_row));
+            let mut rows = [o.a; 4];
+            let mut i = 1;
+            while i < M.div_ceil(3) {
+                rows[i] = black_box(o.a.wrapping_add(3 * i * o.a_row));
+                i += 1;
+            }
+            let mut b = o.b;
+            let mut left = o.k;
+            loop {
+                let run = left.min(o.a_run);
+                for _ in 0..run {
+                    // SAFETY: in range by contract; the pointers advance with k, and one past the last step is not read.
+                    unsafe {
+                        let b0 = $load(b);
+                        let b1 = $load(b.add($lanes));
+                        let mut i = 0;
+                        while i < M {
+                            let by = if i % 3 == 0 {
+                                0
+                            } else if i % 3 == 1 {
+                                one
+                            } else {
+                                two
+                            };
+                            let x = $set(*rows[i / 3].wrapping_add(by));
+                            acc[i][0] = $fma(x, b0, acc[i][0]);
+                            acc[i][1] = $fma(x, b1, acc[i][1]);
+                            i += 1;
                         }
                     }
-                    a = a.wrapping_add(o.a_k);
+                    let mut i = 0;
+                    while i < M.div_ceil(3) {
+                        rows[i] = rows[i].wrapping_add(o.a_k);
+                        i += 1;
+                    }
                     b = b.wrapping_add(o.b_k);
+                }
+                left -= run;
+                if left == 0 {
+                    break;
+                }
+                let mut i = 0;
+                while i < M.div_ceil(3) {
+                    rows[i] = rows[i].wrapping_add(o.a_skip);
+                    i += 1;
                 }
             }
             let mut i = 0;
@@ -179,6 +209,7 @@ macro_rules! kernel {
 mod x86 {
     use super::{Into, LINE, Micro, Operands, prefetch};
     use std::arch::x86_64::*;
+    use std::hint::black_box;
 
     // 12 rows of two 16-lane vectors: 24 accumulators, two of B, and the broadcast is a memory operand. 8 × 3 vectors measured the same.
     pub static V4: Micro = Micro {
@@ -265,6 +296,7 @@ mod x86 {
 mod arm {
     use super::{Into, LINE, Micro, Operands, prefetch};
     use std::arch::aarch64::*;
+    use std::hint::black_box;
 
     // 12 rows of two 4-lane vectors: 24 accumulators, two of B and one broadcast, of 32 registers.
     pub static NEON: Micro = Micro {
@@ -303,9 +335,10 @@ mod tests {
         for micro in isas.map(Micro::of) {
             for m in 1..=micro.mr {
                 for k in [0, 1, 5, 64] {
-                    for transposed in [false, true] {
-                        let (a_row, a_k) = if transposed { (1, m) } else { (k, 1) };
-                        let a = noise(1, m * k);
+                    // Rows, columns, and rows in runs of five that lie three apart.
+                    for (a_row, a_k, a_run, a_skip) in [(k, 1, k.max(1), 0), (1, m, k.max(1), 0), (2 * k + 3, 1, 5, 3)]
+                    {
+                        let a = noise(1, m * (2 * k + 3));
                         let b = noise(2, k * micro.nr);
                         let old = noise(3, m * micro.nr);
                         for into in [Into::Overwrite, Into::Add] {
@@ -315,6 +348,8 @@ mod tests {
                                 a: a.as_ptr(),
                                 a_row,
                                 a_k,
+                                a_run,
+                                a_skip,
                                 b: b.as_ptr(),
                                 b_k: micro.nr,
                                 c: c.as_mut_ptr(),
@@ -326,7 +361,8 @@ mod tests {
                                 for j in 0..micro.nr {
                                     let start = if into == Into::Add { f64::from(old[i * micro.nr + j]) } else { 0.0 };
                                     let want = (0..k).fold(start, |s, p| {
-                                        s + f64::from(a[i * a_row + p * a_k]) * f64::from(b[p * micro.nr + j])
+                                        s + f64::from(a[i * a_row + p * a_k + p / a_run * a_skip])
+                                            * f64::from(b[p * micro.nr + j])
                                     });
                                     let got = f64::from(c[i * micro.nr + j]);
                                     let bound = (k as f64 + 2.0) * f64::from(f32::EPSILON);
@@ -358,6 +394,8 @@ mod tests {
                     a: a_words.as_ptr(),
                     a_row: k,
                     a_k: 1,
+                    a_run: k,
+                    a_skip: 0,
                     b: b_words.as_ptr(),
                     b_k: micro.nr,
                     c: c.as_mut_ptr(),
