@@ -166,7 +166,7 @@ impl HostDecoder {
         let arena = &*arena;
         let steps = if out.is_some() { &steps[..] } else { &steps[..*filling] };
         let (pool, members, each) = (Pool::serial(), team.members(), scratch.each);
-        let cx = RunCx { arena, layout, pool: &pool, plan, step: 0, micro: 0, part: 0, tensor };
+        let cx = RunCx { arena, layout, pool: &pool, plan, step: 0, micro: 0, part: 0, tensor, apart: false };
         let scratch = scratch.shared(own, members);
         let walk = |member: usize, barrier: super::team::Barrier<'_>| {
             // SAFETY: each member has its own part, and takes it once in a run.

@@ -107,7 +107,7 @@ impl HostDevice {
     fn context<'a>(&'a self, plan: &'a Plan, run: Run) -> RunCx<'a> {
         let Run { step, micro, part, .. } = run;
         let (arena, layout, pool, tensor) = (&self.arena, &*self.placed.layout, &self.pool, &self.tensor);
-        RunCx { arena, layout, pool, plan, step, micro, part, tensor }
+        RunCx { arena, layout, pool, plan, step, micro, part, tensor, apart: false }
     }
 
     fn kernels(&self, mode: Mode) -> &[Kernel] {
@@ -180,7 +180,7 @@ impl Device for HostDevice {
             (Some(seen), _) => inspected(kernels, &cx, seen),
             (None, Some(recording)) if mode == Mode::Train => {
                 // What runs together with another step is part of that one.
-                let alone = |(_, (k, _)): &(usize, (&Kernel, _))| !matches!(k, Kernel::LossLater);
+                let alone = |(_, (k, _)): &(usize, (&Kernel, _))| !matches!(k, Kernel::Loss(_, true));
                 for (i, (k, s)) in kernels.iter().zip(&plan.steps).enumerate().filter(alone) {
                     recorded(recording, &self.pool, What::Step(i), || k.run(&cx, s));
                 }
@@ -194,7 +194,7 @@ impl Device for HostDevice {
 
     fn first_non_finite(&mut self, mode: Mode, run: Run) -> Result<Option<(usize, String)>, DeviceError> {
         let plan = self.placed.plan(mode).clone();
-        let cx = self.context(&plan, run);
+        let cx = RunCx { apart: true, ..self.context(&plan, run) };
         let broken = |o: BufferId| {
             let b = &plan.buffers[o];
             b.dtype.is_float() && !(0..b.elements).all(|e| cx.buffer(o).get(e).is_finite())

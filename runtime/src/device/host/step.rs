@@ -68,6 +68,8 @@ pub struct RunCx<'a> {
     pub part: usize,
     /// This rank on mesh axis `tensor`.
     pub tensor: &'a Member,
+    /// Whether every step computes its own results, even where two could be computed at once.
+    pub apart: bool,
 }
 
 impl RunCx<'_> {
@@ -111,10 +113,8 @@ pub enum Kernel {
     Attention(AttentionPlan, Vec<Vec<DType>>),
     /// Attention backward: (dq, dk, dv).
     AttentionVjp(AttentionPlan, Vec<Vec<DType>>),
-    /// Linear cross-entropy: (sum, count, lse).
-    Loss(LossPlan),
-    /// Linear cross-entropy that runs together with its derivative.
-    LossLater,
+    /// Linear cross-entropy: (sum, count, lse). Whether it waits for its derivative, which runs both.
+    Loss(LossPlan, bool),
     /// Its derivative: (dx, dw).
     LossVjp(LossVjp),
     /// Ids in order: (order, starts, ends).
@@ -148,13 +148,13 @@ impl Kernel {
             Kernel::Gemm(p, ..) => p.workspace_len(),
             Kernel::Attention(p, _) => p.workspace_len(),
             Kernel::AttentionVjp(p, _) => p.backward_workspace_len(),
-            Kernel::Loss(p) => p.workspace_len(),
+            Kernel::Loss(p, _) => p.workspace_len(),
             Kernel::LossVjp(l) => match l.with {
                 Some(_) => l.plan.both_workspace_len(l.dx),
                 None => l.plan.backward_workspace_len(l.dx),
             },
             Kernel::Sort(p) => p.workspace_len(),
-            Kernel::Accumulate(_) | Kernel::AllReduce | Kernel::Copy(_) | Kernel::Reference(_) | Kernel::LossLater => 0,
+            Kernel::Accumulate(_) | Kernel::AllReduce | Kernel::Copy(_) | Kernel::Reference(_) => 0,
         }
     }
 
@@ -186,18 +186,18 @@ impl Kernel {
                 let operands = [input(0), input(1), input(2), input(3), input(4), input(5)];
                 plan.backward(cx.pool, operands, results, rounds, cx.workspace());
             }
-            Kernel::Loss(plan) => {
+            Kernel::Loss(_, true) if !cx.apart => {}
+            Kernel::Loss(plan, _) => {
                 let operands = [input(0), input(1), input(2)];
                 let results = LossResults { sum: output(0), count: output(1), lse: output(2) };
                 plan.forward(cx.pool, operands, results, cx.workspace());
             }
-            Kernel::LossLater => {}
             Kernel::LossVjp(LossVjp { plan, rounds, write, with, .. }) => {
                 let [x, w, targets, lse, d_sum] = [input(0), input(1), input(2), input(3), input(4)];
                 let operands = LossOperands { x, w, targets, lse, d_sum };
                 let dw = Gradient { to: output(1), rounds: &rounds[1], accumulate: cx.accumulates(write[1]) };
                 let (pool, dx, rounds) = (cx.pool, output(0), &rounds[0]);
-                match with {
+                match with.filter(|_| !cx.apart) {
                     Some(results) => {
                         plan.both(pool, operands, results.map(|b| cx.buffer(b)), dx, rounds, dw, cx.workspace());
                     }
@@ -247,7 +247,9 @@ pub fn prepare(plan: &Plan, threads: usize, seed: u64) -> Result<Vec<Kernel>, St
             && vjp.plan.keeps()
         {
             vjp.with = Some([plan.steps[loss].outputs[0], plan.steps[loss].outputs[1]]);
-            kernels[loss] = Kernel::LossLater;
+            if let Kernel::Loss(_, waits) = &mut kernels[loss] {
+                *waits = true;
+            }
         }
     }
     Ok(kernels)
@@ -313,7 +315,7 @@ fn library(
             })))
         }
         "linear_cross_entropy" => {
-            Some(Ok(Kernel::Loss(LossPlan::new(&inputs[0].shape, &inputs[1].shape, sizes, threads))))
+            Some(Ok(Kernel::Loss(LossPlan::new(&inputs[0].shape, &inputs[1].shape, sizes, threads), false)))
         }
         "linear_cross_entropy_vjp" => {
             let plan = LossPlan::new(&inputs[0].shape, &inputs[1].shape, sizes, threads);

@@ -474,8 +474,7 @@ fn an_output_may_replace_its_input() {
 #[test]
 fn a_replaced_input_that_is_read_again_is_still_whole() {
     // The first output takes the place of an operand that the region reads once more, after it.
-    let code =
-        vec![Instr::Load(0), Instr::Load(1), Instr::Binary(Add, 0, 1), Instr::Load(2), Instr::Binary(Mul, 3, 1)];
+    let code = vec![Instr::Load(0), Instr::Load(1), Instr::Binary(Add, 0, 1), Instr::Load(2), Instr::Binary(Mul, 3, 1)];
     let mut r = region(Template::FlatMap, "A", 1, code);
     r.inputs = vec![dense(0, &[0]); 3];
     r.outputs = vec![(2, dense(0, &[0])), (4, dense(0, &[0]))];
