@@ -112,10 +112,10 @@ impl LossPlan {
         }
     }
 
-    /// Columns of a block of the vocabulary; a function of D alone.
+    /// Columns of a block of the vocabulary; a function of D alone, as long as there are more.
     fn block(&self) -> usize {
         let fit = PACKED / self.d.max(1) / NARROW_VOCAB * NARROW_VOCAB;
-        fit.clamp(NARROW_VOCAB, VOCAB)
+        fit.clamp(NARROW_VOCAB, VOCAB).min(self.vocab.max(1).next_multiple_of(self.micro.nr))
     }
 
     /// From one row of a tile to the next.
