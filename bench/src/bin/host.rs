@@ -1,13 +1,14 @@
 //! `host`: whole training steps, and cached generation, on the processor beside other libraries.
 
-use clap::{Parser, Subcommand};
+use clap::{Args, Parser, Subcommand};
 use kiln_bench::Result;
 use kiln_bench::host::compare::{Peer, Plan, THREADS, run};
 use kiln_bench::host::{BATCHES, decode, models, named, prepare, scaling, serve, show};
 use kiln_bench::models::Model;
+use serde::Serialize;
 use std::fs;
 use std::io::{stdin, stdout};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 #[derive(Parser)]
 #[command(name = "host", version)]
@@ -50,15 +51,8 @@ enum Command {
         /// Turns of each size
         #[arg(long, default_value_t = 7)]
         rounds: usize,
-        /// The commit that is measured
-        #[arg(long, default_value = "unknown")]
-        commit: String,
-        /// Folder that keeps the numbers, the table and the picture, under the processor and the day
-        #[arg(long, default_value = "bench/results")]
-        results: PathBuf,
-        /// File of the numbers instead; table and picture lie beside it
-        #[arg(long)]
-        out: Option<PathBuf>,
+        #[command(flatten)]
+        kept: Kept,
     },
     /// Measure Kiln beside other libraries
     Compare {
@@ -76,16 +70,36 @@ enum Command {
         /// Turns of each library
         #[arg(long, default_value_t = 9)]
         rounds: usize,
-        /// The commit that is measured
-        #[arg(long, default_value = "unknown")]
-        commit: String,
-        /// Folder that keeps the numbers, the table and the picture, under the processor and the day
-        #[arg(long, default_value = "bench/results")]
-        results: PathBuf,
-        /// File of the numbers instead; table and picture lie beside it
-        #[arg(long)]
-        out: Option<PathBuf>,
+        #[command(flatten)]
+        kept: Kept,
     },
+}
+
+/// What is measured, and where the results are kept.
+#[derive(Args)]
+struct Kept {
+    /// The commit that is measured
+    #[arg(long, default_value = "unknown")]
+    commit: String,
+    /// Folder that keeps the numbers, the table and the picture, under the processor and the day
+    #[arg(long, default_value = "bench/results")]
+    results: PathBuf,
+    /// File of the numbers instead; table and picture lie beside it
+    #[arg(long)]
+    out: Option<PathBuf>,
+}
+
+impl Kept {
+    /// Writes numbers, table and picture side by side, and shows the table.
+    fn keep(&self, name: &str, numbers: &impl Serialize, table: &str, picture: &str) -> Result<()> {
+        println!("\n{table}");
+        let out = self.out.clone().unwrap_or_else(|| self.results.join(format!("{name}.json")));
+        fs::write(&out, serde_json::to_string_pretty(numbers)?)?;
+        fs::write(out.with_extension("md"), table)?;
+        fs::write(out.with_extension("svg"), picture)?;
+        println!("{}", out.display());
+        Ok(())
+    }
 }
 
 /// `NAME=PROGRAM ARGUMENTS`, separated by blanks.
@@ -111,29 +125,18 @@ fn main() -> Result<()> {
         Command::Decode { model: name, tokens, threads } => {
             decode::decode(&model(&name)?, threads, tokens, stdout().lock())
         }
-        Command::Compare { folder, peers, products, models, rounds, commit, results: kept, out } => {
+        Command::Compare { folder, peers, products, models, rounds, kept } => {
             let own = std::env::current_exe()?.display().to_string();
             let kiln = Peer { name: "kiln".to_owned(), command: [&own, "serve", "{model}"].map(str::to_owned).into() };
             let peers = std::iter::once(kiln).chain(peers).collect();
+            let commit = kept.commit.clone();
             let results = run(&Plan { peers, products, models, rounds, commit }, &folder)?;
-            let out = out.unwrap_or_else(|| kept.join(format!("{}.json", results.name())));
-            keep(&out, serde_json::to_string_pretty(&results)?, show::table(&results), show::chart(&results))
+            kept.keep(&results.name(), &results, &show::table(&results), &show::chart(&results))
         }
-        Command::Scaling { threads, rounds, commit, results: kept, out } => {
-            let scaling = scaling::run(threads, rounds, &commit)?;
-            let name = || format!("{}-scaling.json", named(&scaling.cpu, &scaling.date));
-            let out = out.unwrap_or_else(|| kept.join(name()));
-            keep(&out, serde_json::to_string_pretty(&scaling)?, scaling::table(&scaling), scaling::chart(&scaling))
+        Command::Scaling { threads, rounds, kept } => {
+            let scaling = scaling::run(threads, rounds, &kept.commit)?;
+            let name = format!("{}-scaling", named(&scaling.cpu, &scaling.date));
+            kept.keep(&name, &scaling, &scaling::table(&scaling), &scaling::chart(&scaling))
         }
     }
-}
-
-/// Writes numbers, table and picture side by side, and shows the table.
-fn keep(out: &Path, numbers: String, table: String, picture: String) -> Result<()> {
-    println!("\n{table}");
-    fs::write(out, numbers)?;
-    fs::write(out.with_extension("md"), table)?;
-    fs::write(out.with_extension("svg"), picture)?;
-    println!("{}", out.display());
-    Ok(())
 }

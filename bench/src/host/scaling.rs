@@ -4,7 +4,7 @@
 //! all of them. Each curve gets the exponent e of a power law t = c·xᵉ, fitted by least squares to its logarithms: over all points, and
 //! over the last three, where what does not grow with x matters least.
 
-use super::show::median;
+use super::show::{median, push, range};
 use super::{models, today};
 use crate::Result;
 use crate::models::Model;
@@ -13,7 +13,6 @@ use kiln::trainer::Trainer;
 use kiln_examples::gpt::{B, Gpt, L, S};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
-use std::fmt::Write;
 use std::thread::available_parallelism;
 use std::time::Instant;
 
@@ -21,7 +20,7 @@ use std::time::Instant;
 const BATCHES: [usize; 7] = [1, 2, 4, 8, 16, 32, 64];
 const SEQUENCES: [usize; 7] = [16, 32, 64, 128, 256, 512, 1024];
 const LAYERS: [usize; 5] = [1, 2, 4, 8, 16];
-/// Rows of a batch along sequences: the longest one has as many tokens as the largest batch.
+/// Rows of a batch along sequences: the longest ones have half as many tokens as the largest batch.
 const ROWS: usize = 4;
 /// Steps that are not timed, and the least time of a turn.
 const WARM_UP: usize = 2;
@@ -165,7 +164,7 @@ pub fn table(scaling: &Scaling) -> String {
         push(&mut out, format_args!("\n## {name}: exponent {all:.2}, of the last points {last:.2}\n\n"));
         push(&mut out, format_args!("| {name} | ms a step | range |\n|---|---|---|\n"));
         for p in &curve.points {
-            let (least, most) = p.ms.iter().fold((f64::INFINITY, 0.0f64), |(a, b), &x| (a.min(x), b.max(x)));
+            let (least, most) = range(&p.ms);
             push(&mut out, format_args!("| {} | {:.2} | {least:.2}–{most:.2} |\n", p.at, median(&p.ms)));
         }
     }
@@ -239,10 +238,6 @@ pub fn chart(scaling: &Scaling) -> String {
     }
     out.push_str("</svg>\n");
     out
-}
-
-fn push(out: &mut String, text: std::fmt::Arguments<'_>) {
-    out.write_fmt(text).expect("a string takes every text");
 }
 
 #[cfg(test)]

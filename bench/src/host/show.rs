@@ -11,6 +11,11 @@ pub fn median(samples: &[f64]) -> f64 {
     sorted.get(sorted.len() / 2).copied().unwrap_or(f64::NAN)
 }
 
+/// The least and the largest of some samples.
+pub fn range(samples: &[f64]) -> (f64, f64) {
+    samples.iter().fold((f64::INFINITY, 0.0), |(least, most): (f64, f64), &x| (least.min(x), most.max(x)))
+}
+
 /// One row for each model and library, Kiln first; `ratio` is Kiln's median over that library's.
 pub fn table(results: &Results) -> String {
     let mut out = format!(
@@ -26,11 +31,7 @@ pub fn table(results: &Results) -> String {
     for (model, libraries) in &results.models {
         let kiln = libraries.get("kiln").map_or(f64::NAN, |m| median(&m.tokens_per_s));
         for (name, m) in ordered(libraries) {
-            let (rate, least, most) = (
-                median(&m.tokens_per_s),
-                m.tokens_per_s.iter().copied().fold(f64::INFINITY, f64::min),
-                m.tokens_per_s.iter().copied().fold(0.0, f64::max),
-            );
+            let (rate, (least, most)) = (median(&m.tokens_per_s), range(&m.tokens_per_s));
             push(
                 &mut out,
                 format_args!(
@@ -120,6 +121,7 @@ pub fn chart(results: &Results) -> String {
     out
 }
 
-fn push(out: &mut String, text: std::fmt::Arguments<'_>) {
+/// Appends a formatted text.
+pub(super) fn push(out: &mut String, text: std::fmt::Arguments<'_>) {
     out.write_fmt(text).expect("a string takes every text");
 }
