@@ -252,7 +252,7 @@ impl AttentionPlan {
             }
             for j in (0..keys_end).step_by(KEYS) {
                 let keys = self.keys(group, j);
-                self.transposed(self.key_part(k, keys), scale, kt);
+                self.transposed(k, keys, scale, kt);
                 let vs = self.rows(&v, self.key(keys), keys.count, width, vs);
                 for (b, i) in range.clone().enumerate() {
                     let (at, r) = (self.queries(group, i), b * QUERIES);
@@ -358,8 +358,8 @@ impl AttentionPlan {
         let dv = take(&mut rest, KEYS * width);
         let p = take(&mut rest, QUERIES * KEYS);
         let dp = take(&mut rest, QUERIES * KEYS);
-        self.transposed(self.key_part(call.k, keys), scale, kt);
-        self.transposed(self.key_part(call.v, keys), 1.0, vt);
+        self.transposed(call.k, keys, scale, kt);
+        self.transposed(call.v, keys, 1.0, vt);
         let ks = dq.is_some().then(|| {
             let scratch = take(&mut rest, KEYS * width);
             self.rows(&call.k, self.key(keys), keys.count, width, scratch)
@@ -423,8 +423,8 @@ impl AttentionPlan {
         }
         for j in (0..keys_end).step_by(KEYS) {
             let keys = self.keys(group, j);
-            self.transposed(self.key_part(call.k, keys), scale, kt);
-            self.transposed(self.key_part(call.v, keys), 1.0, vt);
+            self.transposed(call.k, keys, scale, kt);
+            self.transposed(call.v, keys, 1.0, vt);
             let ks = self.rows(&call.k, self.key(keys), keys.count, width, ks);
             for (b, i) in range.clone().enumerate() {
                 let at = self.queries(group, i);
@@ -477,12 +477,9 @@ impl AttentionPlan {
         Rows { data: scratch, stride: width }
     }
 
-    fn key_part(&self, src: Buf, keys: Keys) -> Part {
-        Part { src, at: self.key(keys) * self.k, stride: self.k, rows: keys.count, columns: self.k }
-    }
-
     /// Keys or values times `factor`, transposed.
-    fn transposed(&self, part: Part, factor: f32, to: &mut [f32]) {
+    fn transposed(&self, src: Buf, keys: Keys, factor: f32, to: &mut [f32]) {
+        let part = Part { src, at: self.key(keys) * self.k, stride: self.k, rows: keys.count, columns: self.k };
         pack::transposed(part, KEYS, to);
         if factor != 1.0 {
             to.iter_mut().for_each(|x| *x *= factor);

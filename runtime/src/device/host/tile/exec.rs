@@ -62,7 +62,7 @@ fn unit_body<F: Fma>(
         }
         if !once {
             for (reg, output, store) in &p.stores {
-                if cx.buffer_of(*reg) != Some(Place::Output(*output)) {
+                if cx.place_of(*reg).map(|p| p.0) != Some(Place::Output(*output)) {
                     cx.store(*reg, *output, store);
                 }
             }
@@ -141,17 +141,34 @@ impl<'a> Tile<'a> {
         (if class.rows { self.rows } else { 1 }) * (if class.cols { self.cols } else { 1 })
     }
 
-    /// The buffer in which a register lies.
+    /// Whether the register with this number among those in buffers lies in its buffer in this run.
     #[inline(always)]
-    fn buffer_of(&self, reg: usize) -> Option<Place> {
-        let i = self.p.registers[reg].in_place.filter(|i| self.in_place >> i & 1 == 1)?;
-        Some(self.p.in_place[i].place)
+    fn lies_there(&self, i: usize) -> bool {
+        self.in_place >> i & 1 == 1
+    }
+
+    /// Where a register lies, if it lies in a buffer, and its first element there.
+    #[inline(always)]
+    fn place_of(&self, reg: usize) -> Option<(Place, usize)> {
+        let i = self.p.registers[reg].in_place.filter(|&i| self.lies_there(i))?;
+        Some((self.p.in_place[i].place, self.starts[i]))
+    }
+
+    #[inline(always)]
+    fn buffer(&self, place: Place) -> &'a Buf {
+        match place {
+            Place::Input(k) => &self.args.inputs[k],
+            Place::Output(k) => &self.args.outputs[k],
+        }
     }
 
     /// Where the registers that lie in buffers start in this tile.
     #[inline(always)]
     fn find_starts(&mut self) {
-        for (i, in_place) in self.p.in_place.iter().enumerate().filter(|(i, _)| self.in_place >> i & 1 == 1) {
+        for (i, in_place) in self.p.in_place.iter().enumerate() {
+            if !self.lies_there(i) {
+                continue;
+            }
             let walk = &in_place.walk;
             let rows = walk.rows.iter().zip(&self.first_row).map(|(s, &i)| s * i as isize).sum::<isize>();
             self.starts[i] = (self.outer_offset(walk) + rows + walk.runs[0] + self.col as isize) as usize;
@@ -162,12 +179,8 @@ impl<'a> Tile<'a> {
     #[inline(always)]
     fn ask_for_next(&self, from: usize, n: usize) {
         let tile = self.rows * self.cols;
-        for (i, in_place) in self.p.in_place.iter().enumerate().filter(|(i, _)| self.in_place >> i & 1 == 1) {
-            let buf = match in_place.place {
-                Place::Input(k) => self.args.inputs[k],
-                Place::Output(k) => self.args.outputs[k],
-            };
-            let first = buf.as_ptr().cast::<f32>().wrapping_add(self.starts[i] + tile + from);
+        for (i, in_place) in self.p.in_place.iter().enumerate().filter(|(i, _)| self.lies_there(*i)) {
+            let first = self.buffer(in_place.place).as_ptr().cast::<f32>().wrapping_add(self.starts[i] + tile + from);
             (0..n).step_by(LINE).for_each(|at| prefetch(first.wrapping_add(at)));
         }
     }
@@ -176,11 +189,8 @@ impl<'a> Tile<'a> {
     fn view(&self, reg: usize) -> View<'a> {
         let r = self.p.registers[reg];
         let len = self.len(r.class);
-        let data = match r.in_place.filter(|i| self.in_place >> i & 1 == 1) {
-            Some(i) => match self.p.in_place[i].place {
-                Place::Input(k) => self.args.inputs[k].f32s(self.starts[i], len),
-                Place::Output(k) => self.args.outputs[k].f32s(self.starts[i], len),
-            },
+        let data = match self.place_of(reg) {
+            Some((place, start)) => self.buffer(place).f32s(start, len),
             // SAFETY: the planner gives no step a result that shares memory with its operands, and a worker runs one step at a time.
             None => unsafe { self.memory.read(r.at, len) },
         };
@@ -192,11 +202,9 @@ impl<'a> Tile<'a> {
     fn result(&self, reg: usize) -> Option<(&'a mut [f32], Class)> {
         let r = self.p.registers[reg];
         let len = self.len(r.class);
-        let data = match r.in_place.filter(|i| self.in_place >> i & 1 == 1) {
-            Some(i) => match self.p.in_place[i].place {
-                Place::Input(_) => return None,
-                Place::Output(k) => self.args.outputs[k].f32s_mut(self.starts[i], len),
-            },
+        let data = match self.place_of(reg) {
+            Some((Place::Input(_), _)) => return None,
+            Some((place, start)) => self.buffer(place).f32s_mut(start, len),
             // SAFETY: as for `view`.
             None => unsafe { self.memory.slice(r.at, len) },
         };
