@@ -4,18 +4,20 @@
 //! goes block by block in order, so the bits do not depend on tasks or threads. Operands are widened to f32 as they are packed.
 //!
 //! Forward: a task is a few query blocks that share keys; each keeps its running maximum, sum and output while the keys pass by.
+//! Its scores lie transposed, a row for each key, so that the softmax of neighbouring queries runs in the lanes of a vector.
 //! Backward: one walk gives k̄ and v̄ of a key block while the queries pass by, another q̄ of query blocks as in the forward. Where
 //! there are groups enough for all threads, a task is a whole group and its first walk adds up q̄ too, in the same order.
 #![allow(unsafe_code)]
 
 use super::buffer::{Buf, round_in_place};
 use super::cpu::{Fma, multiversion};
-use super::math::{exp, tree};
+use super::math::{exp_flushing, log, tree};
 use super::micro::{Into, Micro, Operands};
 use super::pack::{self, Part};
 use super::pool::Pool;
 use super::share::Shared;
 use kiln_compiler::ir::{Axis, DType, Sizes};
+use std::ops::Range;
 
 // Query positions of a block: a multiple of the rows of every micro-kernel. Its tile of scores is 48 KiB.
 const QUERIES: usize = 96;
@@ -31,6 +33,8 @@ const SINGLE_WALK: usize = 1 << 19;
 const GROUPS_PER_THREAD: usize = 2;
 // Partial sums of a row; a divisor of KEYS.
 const LANES: usize = 16;
+// Keys whose scores are compared side by side.
+const CHAINS: usize = 4;
 
 /// A planned attention: for each of `groups · group` query heads, `s` queries of size `k` meet the `t` keys of their group.
 pub struct AttentionPlan {
@@ -60,11 +64,29 @@ struct Keys {
     count: usize,
 }
 
-/// What a strip of rows of a product needs: how many columns, and which steps of the sum.
+/// What a strip of rows of a product needs: which columns, and which steps of the sum.
 struct Strip {
-    columns: usize,
-    from: usize,
-    to: usize,
+    columns: Range<usize>,
+    steps: Range<usize>,
+}
+
+/// How many keys of a block the queries of a block see.
+#[derive(Clone, Copy)]
+struct Mask {
+    /// Under a causal mask query r sees r + 1 + shift of them.
+    shift: Option<isize>,
+    keys: usize,
+}
+
+impl Mask {
+    fn seen(self, r: usize) -> usize {
+        self.shift.map_or(self.keys, |shift| (r as isize + 1 + shift).clamp(0, self.keys as isize) as usize)
+    }
+
+    /// The first query that sees key `j`.
+    fn first(self, j: usize) -> usize {
+        self.shift.map_or(0, |shift| (j as isize - shift).max(0) as usize)
+    }
 }
 
 /// Rows of a matrix as a micro-kernel reads them.
@@ -118,11 +140,6 @@ impl AttentionPlan {
         if self.causal { (i + 1 + self.t).saturating_sub(self.s).min(self.t) } else { self.t }
     }
 
-    /// How many of the keys of a block the query at position `i` sees.
-    fn seen(&self, i: usize, keys: Keys) -> usize {
-        self.visible(i).saturating_sub(keys.first).min(keys.count)
-    }
-
     /// The first position that sees key `j`.
     fn first_query(&self, j: usize) -> usize {
         if self.causal { (j + self.s).saturating_sub(self.t) } else { 0 }
@@ -161,7 +178,7 @@ impl AttentionPlan {
 
     fn forward_worker_len(&self) -> usize {
         let rows = BLOCKS_PER_TASK * QUERIES;
-        rows * (self.k + self.width() + 2) + KEYS * (self.k + self.width()) + QUERIES * KEYS
+        rows * (self.k + self.width() + 2) + KEYS * (self.k + self.width()) + QUERIES * (KEYS + 1)
     }
 
     /// Padded elements of q̄ of a group.
@@ -225,57 +242,53 @@ impl AttentionPlan {
         workspace: &mut [f32],
     ) {
         self.check(pool, &[q, o], &[k, v], lse, (workspace.len(), self.workspace_len()));
-        let (head, width) = (self.k, self.width());
-        let scale = 1.0 / (head as f32).sqrt();
+        let (head, width, scale) = (self.k, self.width(), self.score_scale());
         let scratch = Shared::new(workspace);
         self.for_queries(pool, |group, range, worker| {
             let len = self.forward_worker_len();
             // SAFETY: a worker runs one task at a time, and only it uses its part.
             let mut rest = unsafe { scratch.slice(worker * len, len) };
             let n = range.len() * QUERIES;
-            let qs = take(&mut rest, n * head);
+            let qt = take(&mut rest, n * head);
             let sums = take(&mut rest, n * width);
             let highest = take(&mut rest, n);
             let totals = take(&mut rest, n);
-            let kt = take(&mut rest, head * KEYS);
+            let ks = take(&mut rest, KEYS * head);
             let vs = take(&mut rest, KEYS * width);
             let tile = take(&mut rest, QUERIES * KEYS);
-            sums.fill(0.0);
+            let shrink = take(&mut rest, QUERIES);
             highest.fill(f32::NEG_INFINITY);
             totals.fill(0.0);
             let mut keys_end = 0;
-            let mut queries = [Rows::default(); BLOCKS_PER_TASK];
-            for (b, (i, scratch)) in range.clone().zip(qs.chunks_exact_mut(QUERIES * head)).enumerate() {
+            for (i, qt) in range.clone().zip(qt.chunks_exact_mut(QUERIES * head)) {
                 let at = self.queries(group, i);
-                queries[b] = self.rows(&q, self.row(at), at.count, head, scratch);
+                self.transposed(q, self.row(at), at.count, QUERIES, qt);
                 keys_end = keys_end.max(self.visible(at.first + at.count - 1));
             }
             for j in (0..keys_end).step_by(KEYS) {
                 let keys = self.keys(group, j);
-                self.transposed(k, keys, scale, kt);
+                let ks = self.rows(&k, self.key(keys), keys.count, head, ks);
                 let vs = self.rows(&v, self.key(keys), keys.count, width, vs);
                 for (b, i) in range.clone().enumerate() {
                     let (at, r) = (self.queries(group, i), b * QUERIES);
-                    self.scores(at, keys, queries[b], kt, tile);
-                    let sums = &mut sums[r * width..(r + QUERIES) * width];
-                    let seen = self.seen_by(at, keys);
-                    soften(tile, seen, sums, width, &mut highest[r..r + at.count], &mut totals[r..r + at.count]);
-                    self.over_keys(at, keys, tile, vs, sums);
+                    self.scores_of_keys(at, keys, ks, &qt[r * head..(r + QUERIES) * head], tile);
+                    let mask = self.mask(at, keys);
+                    let (highest, totals) = (&mut highest[r..r + QUERIES], &mut totals[r..r + QUERIES]);
+                    soften(tile, at.count, self.micro.mr, mask, scale, highest, totals, shrink);
+                    let sums = self.sums(&o, self.row(at), at.count, &mut sums[r * width..]);
+                    if j > 0 {
+                        rescale(sums, width, shrink);
+                    }
+                    self.over_keys(at, keys, tile, (1, QUERIES), vs, sums, add_if(j > 0));
                 }
             }
             for (b, i) in range.enumerate() {
                 let at = self.queries(group, i);
-                for r in 0..at.count {
-                    let (highest, total) = (highest[b * QUERIES + r], totals[b * QUERIES + r]);
-                    let out = &mut sums[(b * QUERIES + r) * width..][..head];
-                    // A query that sees no key keeps o = 0 and lse = −∞.
-                    if self.visible(at.first + r) > 0 {
-                        out.iter_mut().for_each(|x| *x /= total);
-                    }
-                    let row = self.row(at) + r;
-                    finish(o, row * head, rounds, out);
-                    lse.f32s_mut(row, 1)[0] = highest + total.ln();
-                }
+                let (row, r) = (self.row(at), b * QUERIES);
+                let sums = self.sums(&o, row, at.count, &mut sums[r * width..]);
+                let lse = lse.f32s_mut(row, at.count);
+                divide(sums, width, &highest[r..r + at.count], &totals[r..r + at.count], scale, lse);
+                self.finish(&o, row, rounds, sums, 1.0);
             }
         });
     }
@@ -296,29 +309,35 @@ impl AttentionPlan {
         self.check(pool, &[q, o, d_o, dq], &[k, v, dk, dv], lse, (workspace.len(), wanted));
         let call = Backward { q, k, v, lse, d_o, results: [dq, dk, dv], rounds };
         let (delta, scratch) = workspace.split_at_mut(self.heads() * self.s);
-        let rows = Shared::new(delta);
-        pool.run(self.heads() * self.s.div_ceil(QUERIES), |task, _| {
-            let blocks = self.s.div_ceil(QUERIES);
-            let first = task % blocks * QUERIES;
-            let row = task / blocks * self.s + first;
-            // SAFETY: each task has its own rows.
-            let delta = unsafe { rows.slice(row, QUERIES.min(self.s - first)) };
-            row_dots(o, d_o, row, self.k, delta);
-        });
-        let (delta, scratch) = (&*delta, Shared::new(scratch));
+        let (delta, scratch) = (Shared::new(delta), Shared::new(scratch));
         let len = self.backward_worker_len();
-        let blocks = self.t.div_ceil(KEYS);
         if self.single_walk() {
             return pool.run(self.groups, |group, worker| {
+                let (first, rows) = (group * self.group * self.s, self.group * self.s);
+                // SAFETY: each group has its own rows.
+                let delta = unsafe { delta.slice(first, rows) };
+                row_dots(o, d_o, first, self.k, delta);
                 // SAFETY: a worker runs one task at a time, and only it uses its part.
                 let mut part = unsafe { scratch.slice(worker * len, len) };
-                self.walk_group(&call, group, delta, take(&mut part, self.group_len()), part);
+                let dq = self.sums(&dq, first, rows, take(&mut part, self.group_len()));
+                self.walk_group(&call, group, delta, dq, part);
             });
         }
+        let rows = self.heads() * self.s;
+        pool.run(rows.div_ceil(QUERIES), |task, _| {
+            let first = task * QUERIES;
+            // SAFETY: each task has its own rows.
+            let delta = unsafe { delta.slice(first, QUERIES.min(rows - first)) };
+            row_dots(o, d_o, first, self.k, delta);
+        });
+        // SAFETY: from here on they are only read.
+        let delta = &*unsafe { delta.slice(0, rows) };
+        let blocks = self.t.div_ceil(KEYS);
         pool.run(self.groups * blocks, |task, worker| {
             // SAFETY: a worker runs one task at a time, and only it uses its part.
             let part = unsafe { scratch.slice(worker * len, len) };
-            self.walk_queries(&call, self.keys(task / blocks, task % blocks * KEYS), delta, None, part);
+            let keys = self.keys(task / blocks, task % blocks * KEYS);
+            self.walk_queries(&call, keys, &delta[keys.group * self.group * self.s..], None, part);
         });
         self.for_queries(pool, |group, range, worker| {
             // SAFETY: as above.
@@ -327,19 +346,21 @@ impl AttentionPlan {
         });
     }
 
-    /// q̄, k̄ and v̄ of a group.
+    /// q̄, k̄ and v̄ of a group; `delta` and `dq` are those of its rows.
     fn walk_group(&self, call: &Backward<'_>, group: usize, delta: &[f32], dq: &mut [f32], rest: &mut [f32]) {
-        dq.fill(0.0);
         for j in (0..self.t).step_by(KEYS) {
             self.walk_queries(call, self.keys(group, j), delta, Some(dq), rest);
         }
-        for i in 0..self.blocks() {
+        // Queries before the first key.
+        for i in 0..if self.t > 0 { self.first_block(0) } else { self.blocks() } {
             let at = self.queries(group, i);
-            self.finish_queries(call, at, &mut dq[self.row_in_group(at) * self.width()..]);
+            dq[self.row_in_group(at) * self.width()..][..at.count * self.width()].fill(0.0);
         }
+        let first = group * self.group * self.s;
+        self.finish(&call.results[0], first, call.rounds[0], dq, self.score_scale());
     }
 
-    /// k̄ and v̄ of one key block, and its part of q̄ of the whole group.
+    /// k̄ and v̄ of one key block, and its part of q̄ of the whole group; `delta` and `dq` are those of the group's rows.
     fn walk_queries(
         &self,
         call: &Backward<'_>,
@@ -348,46 +369,43 @@ impl AttentionPlan {
         mut dq: Option<&mut [f32]>,
         mut rest: &mut [f32],
     ) {
-        let (head, width) = (self.k, self.width());
-        let scale = 1.0 / (head as f32).sqrt();
+        let (head, width, scale) = (self.k, self.width(), self.score_scale());
         let qs = take(&mut rest, QUERIES * width);
         let ds = take(&mut rest, QUERIES * width);
         let kt = take(&mut rest, head * KEYS);
         let vt = take(&mut rest, head * KEYS);
-        let dk = take(&mut rest, KEYS * width);
-        let dv = take(&mut rest, KEYS * width);
+        let first = self.key(keys);
+        let [dk, dv] = [1, 2].map(|i| self.sums(&call.results[i], first, keys.count, take(&mut rest, KEYS * width)));
         let p = take(&mut rest, QUERIES * KEYS);
         let dp = take(&mut rest, QUERIES * KEYS);
-        self.transposed(call.k, keys, scale, kt);
-        self.transposed(call.v, keys, 1.0, vt);
+        self.transposed(call.k, first, keys.count, KEYS, kt);
+        self.transposed(call.v, first, keys.count, KEYS, vt);
         let ks = dq.is_some().then(|| {
             let scratch = take(&mut rest, KEYS * width);
-            self.rows(&call.k, self.key(keys), keys.count, width, scratch)
+            self.rows(&call.k, first, keys.count, width, scratch)
         });
-        dk.fill(0.0);
-        dv.fill(0.0);
-        let start = self.first_query(keys.first) / QUERIES * self.group;
+        let start = self.first_block(keys.first);
+        if start >= self.blocks() {
+            dk.fill(0.0);
+            dv.fill(0.0);
+        }
         for i in start..self.blocks() {
             let at = self.queries(keys.group, i);
-            let row = self.row(at);
+            let (row, in_group) = (self.row(at), self.row_in_group(at));
             let qs = self.rows(&call.q, row, at.count, width, qs);
             let ds = self.rows(&call.d_o, row, at.count, width, ds);
             self.scores(at, keys, qs, kt, p);
             self.scores(at, keys, ds, vt, dp);
-            let delta = &delta[row..row + at.count];
-            differentiate(p, dp, self.seen_by(at, keys), call.lse.f32s(row, at.count), delta);
-            self.over_queries(at, keys, p, ds, dv);
-            self.over_queries(at, keys, dp, qs, dk);
+            let delta = &delta[in_group..in_group + at.count];
+            differentiate(p, dp, self.micro.mr, self.mask(at, keys), scale, call.lse.f32s(row, at.count), delta);
+            self.over_queries(at, keys, p, ds, dv, add_if(i > start));
+            self.over_queries(at, keys, dp, qs, dk, add_if(i > start));
             if let (Some(dq), Some(ks)) = (&mut dq, ks) {
-                self.over_keys(at, keys, dp, ks, &mut dq[self.row_in_group(at) * width..]);
+                self.over_keys(at, keys, dp, (KEYS, 1), ks, &mut dq[in_group * width..], add_if(keys.first > 0));
             }
         }
-        dk.iter_mut().for_each(|x| *x *= scale);
-        for (i, sums) in [(1, dk), (2, dv)] {
-            for (j, row) in sums.chunks_exact_mut(width).take(keys.count).enumerate() {
-                finish(call.results[i], (self.key(keys) + j) * head, call.rounds[i], &mut row[..head]);
-            }
-        }
+        self.finish(&call.results[1], first, call.rounds[1], dk, scale);
+        self.finish(&call.results[2], first, call.rounds[2], dv, 1.0);
     }
 
     /// q̄ of some query blocks.
@@ -399,8 +417,7 @@ impl AttentionPlan {
         delta: &[f32],
         mut rest: &mut [f32],
     ) {
-        let (head, width) = (self.k, self.width());
-        let scale = 1.0 / (head as f32).sqrt();
+        let (head, width, scale) = (self.k, self.width(), self.score_scale());
         let n = range.len() * QUERIES;
         let qs = take(&mut rest, n * head);
         let ds = take(&mut rest, n * head);
@@ -410,7 +427,6 @@ impl AttentionPlan {
         let ks = take(&mut rest, KEYS * width);
         let p = take(&mut rest, QUERIES * KEYS);
         let dp = take(&mut rest, QUERIES * KEYS);
-        dq.fill(0.0);
         let mut keys_end = 0;
         let mut operands = [[Rows::default(); 2]; BLOCKS_PER_TASK];
         let scratch = qs.chunks_exact_mut(QUERIES * head).zip(ds.chunks_exact_mut(QUERIES * head));
@@ -423,33 +439,68 @@ impl AttentionPlan {
         }
         for j in (0..keys_end).step_by(KEYS) {
             let keys = self.keys(group, j);
-            self.transposed(call.k, keys, scale, kt);
-            self.transposed(call.v, keys, 1.0, vt);
+            self.transposed(call.k, self.key(keys), keys.count, KEYS, kt);
+            self.transposed(call.v, self.key(keys), keys.count, KEYS, vt);
             let ks = self.rows(&call.k, self.key(keys), keys.count, width, ks);
             for (b, i) in range.clone().enumerate() {
                 let at = self.queries(group, i);
-                let (r, row) = (b * QUERIES, self.row(at));
+                let row = self.row(at);
                 self.scores(at, keys, operands[b][0], kt, p);
                 self.scores(at, keys, operands[b][1], vt, dp);
                 let delta = &delta[row..row + at.count];
-                differentiate(p, dp, self.seen_by(at, keys), call.lse.f32s(row, at.count), delta);
-                self.over_keys(at, keys, dp, ks, &mut dq[r * width..(r + QUERIES) * width]);
+                differentiate(p, dp, self.micro.mr, self.mask(at, keys), scale, call.lse.f32s(row, at.count), delta);
+                let dq = self.sums(&call.results[0], row, at.count, &mut dq[b * QUERIES * width..]);
+                self.over_keys(at, keys, dp, (KEYS, 1), ks, dq, add_if(j > 0));
             }
         }
         for (b, i) in range.enumerate() {
             let at = self.queries(group, i);
-            self.finish_queries(call, at, &mut dq[b * QUERIES * width..]);
+            let row = self.row(at);
+            let dq = self.sums(&call.results[0], row, at.count, &mut dq[b * QUERIES * width..]);
+            if keys_end == 0 {
+                dq.fill(0.0);
+            }
+            self.finish(&call.results[0], row, call.rounds[0], dq, scale);
         }
     }
 
-    /// Stores q̄ of a query block from its sums.
-    fn finish_queries(&self, call: &Backward<'_>, at: Queries, sums: &mut [f32]) {
-        let scale = 1.0 / (self.k as f32).sqrt();
-        for (r, row) in sums.chunks_exact_mut(self.width()).take(at.count).enumerate() {
-            let row = &mut row[..self.k];
-            row.iter_mut().for_each(|x| *x *= scale);
-            finish(call.results[0], (self.row(at) + r) * self.k, call.rounds[0], row);
+    /// Whether rows of a buffer lie as a micro-kernel reads and writes them.
+    fn in_place(&self, b: &Buf) -> bool {
+        b.dtype() == DType::F32 && self.width() == self.k
+    }
+
+    /// Where `count` rows from row `first` on are added up: in the result, or in `scratch`, [`AttentionPlan::width`] elements apart.
+    fn sums<'a>(&self, to: &'a Buf, first: usize, count: usize, scratch: &'a mut [f32]) -> &'a mut [f32] {
+        if self.in_place(to) {
+            return to.f32s_mut(first * self.k, count * self.k);
         }
+        &mut scratch[..count * self.width()]
+    }
+
+    /// Multiplies [`AttentionPlan::sums`] by `factor`, rounds them, and stores them if they are not in the result.
+    fn finish(&self, to: &Buf, first: usize, rounds: &[DType], sums: &mut [f32], factor: f32) {
+        if factor != 1.0 {
+            sums.iter_mut().for_each(|x| *x *= factor);
+        }
+        for &dtype in rounds {
+            round_in_place(dtype, sums);
+        }
+        if self.in_place(to) {
+            return;
+        }
+        for (r, row) in sums.chunks_exact(self.width()).enumerate() {
+            to.store((first + r) * self.k, &row[..self.k]);
+        }
+    }
+
+    /// What a product q·k is multiplied by.
+    fn score_scale(&self) -> f32 {
+        1.0 / (self.k as f32).sqrt()
+    }
+
+    /// The first query block of a group that sees key `j`.
+    fn first_block(&self, j: usize) -> usize {
+        self.first_query(j) / QUERIES * self.group
     }
 
     /// The first row of a query block among those of its group.
@@ -477,20 +528,15 @@ impl AttentionPlan {
         Rows { data: scratch, stride: width }
     }
 
-    /// Keys or values times `factor`, transposed.
-    fn transposed(&self, src: Buf, keys: Keys, factor: f32, to: &mut [f32]) {
-        let part = Part { src, at: self.key(keys) * self.k, stride: self.k, rows: keys.count, columns: self.k };
-        pack::transposed(part, KEYS, to);
-        if factor != 1.0 {
-            to.iter_mut().for_each(|x| *x *= factor);
-        }
+    /// `count` rows from row `first` on, transposed: the columns in rows of `width`.
+    fn transposed(&self, src: Buf, first: usize, count: usize, width: usize, to: &mut [f32]) {
+        let part = Part { src, at: first * self.k, stride: self.k, rows: count, columns: self.k };
+        pack::transposed(part, width, to);
     }
 
-    fn seen_by(&self, at: Queries, keys: Keys) -> impl Fn(usize) -> usize + Copy {
-        let (causal, count) = (self.causal, keys.count);
-        // Under the mask row r sees r + 1 + shift keys of the block.
+    fn mask(&self, at: Queries, keys: Keys) -> Mask {
         let shift = (at.first + self.t) as isize - (self.s + keys.first) as isize;
-        move |r| if causal { (r as isize + 1 + shift).clamp(0, count as isize) as usize } else { count }
+        Mask { shift: self.causal.then_some(shift), keys: keys.count }
     }
 
     /// Tile = A · Bᵀ for A rows of the queries and B the transposed keys, where the mask is open.
@@ -509,16 +555,48 @@ impl AttentionPlan {
             c: tile.as_mut_ptr(),
             c_row: KEYS,
         };
-        let strip = |last: usize| Strip { columns: self.seen(at.first + last, keys), from: 0, to: self.k };
+        let mask = self.mask(at, keys);
+        let strip = |_, last| Strip { columns: 0..mask.seen(last), steps: 0..self.k };
         // SAFETY: the lengths were checked, and KEYS is a multiple of the columns of a micro-kernel.
-        unsafe { self.product(at.count, KEYS, o, Into::Overwrite, |_, last| strip(last)) }
+        unsafe { self.product(at.count, KEYS, o, Into::Overwrite, strip) }
     }
 
-    /// Sums over keys for each query: C[query] += tile · B.
-    fn over_keys(&self, at: Queries, keys: Keys, tile: &[f32], b: Rows<'_>, c: &mut [f32]) {
+    /// As [`AttentionPlan::scores`], transposed: tile = A · Bᵀ for A rows of the keys and B the transposed queries.
+    fn scores_of_keys(&self, at: Queries, keys: Keys, a: Rows<'_>, b: &[f32], tile: &mut [f32]) {
+        let a_len = (keys.count - 1) * a.stride + self.k;
+        assert!(a.data.len() >= a_len && b.len() >= self.k * QUERIES && tile.len() >= keys.count * QUERIES);
+        let o = Operands {
+            k: self.k,
+            a: a.data.as_ptr(),
+            a_row: a.stride,
+            a_k: 1,
+            a_run: usize::MAX,
+            a_skip: 0,
+            b: b.as_ptr(),
+            b_k: QUERIES,
+            c: tile.as_mut_ptr(),
+            c_row: QUERIES,
+        };
+        let mask = self.mask(at, keys);
+        let strip = |first, _| Strip { columns: mask.first(first)..at.count, steps: 0..self.k };
+        // SAFETY: the lengths were checked, and QUERIES is a multiple of the columns of a micro-kernel.
+        unsafe { self.product(keys.count, QUERIES, o, Into::Overwrite, strip) }
+    }
+
+    /// Sums over keys for each query: C[query] = or += tile · B, for a tile with `strides` from query to query and from key to key.
+    fn over_keys(
+        &self,
+        at: Queries,
+        keys: Keys,
+        tile: &[f32],
+        strides: (usize, usize),
+        b: Rows<'_>,
+        c: &mut [f32],
+        into: Into,
+    ) {
         let width = self.width();
         assert!(
-            tile.len() >= at.count * KEYS
+            tile.len() > (at.count - 1) * strides.0 + (keys.count - 1) * strides.1
                 && b.data.len() >= keys.count * b.stride
                 && b.stride >= width
                 && c.len() >= at.count * width
@@ -526,8 +604,8 @@ impl AttentionPlan {
         let o = Operands {
             k: keys.count,
             a: tile.as_ptr(),
-            a_row: KEYS,
-            a_k: 1,
+            a_row: strides.0,
+            a_k: strides.1,
             a_run: usize::MAX,
             a_skip: 0,
             b: b.data.as_ptr(),
@@ -535,13 +613,14 @@ impl AttentionPlan {
             c: c.as_mut_ptr(),
             c_row: width,
         };
-        let strip = |_, last| Strip { columns: width, from: 0, to: self.seen(at.first + last, keys) };
+        let mask = self.mask(at, keys);
+        let strip = |_, last| Strip { columns: 0..width, steps: 0..mask.seen(last) };
         // SAFETY: the lengths were checked.
-        unsafe { self.product(at.count, width, o, Into::Add, strip) }
+        unsafe { self.product(at.count, width, o, into, strip) }
     }
 
-    /// Sums over queries for each key: C[key] += tileᵀ · B.
-    fn over_queries(&self, at: Queries, keys: Keys, tile: &[f32], b: Rows<'_>, c: &mut [f32]) {
+    /// Sums over queries for each key: C[key] = or += tileᵀ · B.
+    fn over_queries(&self, at: Queries, keys: Keys, tile: &[f32], b: Rows<'_>, c: &mut [f32], into: Into) {
         let width = self.width();
         assert!(
             tile.len() >= at.count * KEYS
@@ -561,10 +640,10 @@ impl AttentionPlan {
             c: c.as_mut_ptr(),
             c_row: width,
         };
-        let first = |key: usize| self.first_query(keys.first + key).saturating_sub(at.first).min(at.count);
-        let strip = |row, _| Strip { columns: width, from: first(row), to: at.count };
+        let mask = self.mask(at, keys);
+        let strip = |key, _| Strip { columns: 0..width, steps: mask.first(key).min(at.count)..at.count };
         // SAFETY: the lengths were checked.
-        unsafe { self.product(keys.count, width, o, Into::Add, strip) }
+        unsafe { self.product(keys.count, width, o, into, strip) }
     }
 
     /// C[m×n] = or += A · B, for each strip of rows from `first` to `last` only what `strip(first, last)` says.
@@ -577,15 +656,16 @@ impl AttentionPlan {
             for i in (0..m).step_by(mr) {
                 let rows = mr.min(m - i);
                 let s = strip(i, i + rows - 1);
-                if j >= s.columns || s.from >= s.to {
+                let nothing = s.steps.is_empty() && into == Into::Add;
+                if j >= s.columns.end || j + nr <= s.columns.start || nothing {
                     continue;
                 }
                 // SAFETY: rows, columns and steps lie inside the ranges that the caller promises.
                 unsafe {
                     let part = Operands {
-                        k: s.to - s.from,
-                        a: o.a.add(i * o.a_row + s.from * o.a_k),
-                        b: o.b.add(s.from * o.b_k + j),
+                        k: s.steps.len(),
+                        a: o.a.add(i * o.a_row + s.steps.start * o.a_k),
+                        b: o.b.add(s.steps.start * o.b_k + j),
                         c: o.c.add(i * o.c_row + j),
                         ..o
                     };
@@ -606,11 +686,8 @@ fn take<'a>(rest: &mut &'a mut [f32], n: usize) -> &'a mut [f32] {
     rest.split_off_mut(..n).expect("a worker's scratch holds what its length counts")
 }
 
-fn finish(to: Buf, at: usize, rounds: &[DType], row: &mut [f32]) {
-    for &dtype in rounds {
-        round_in_place(dtype, row);
-    }
-    to.store(at, row);
+fn add_if(more: bool) -> Into {
+    if more { Into::Add } else { Into::Overwrite }
 }
 
 multiversion! {
@@ -620,6 +697,20 @@ multiversion! {
 
 #[inline(always)]
 fn row_dots_body<F: Fma>(o: Buf, d_o: Buf, row: usize, head: usize, delta: &mut [f32]) {
+    if o.dtype() == DType::F32 && d_o.dtype() == DType::F32 && head.is_multiple_of(LANES) {
+        let [x, y] = [&o, &d_o].map(|b| b.f32s(row * head, delta.len() * head).as_chunks::<LANES>().0);
+        let lines = head / LANES;
+        for (delta, (x, y)) in delta.iter_mut().zip(x.chunks_exact(lines).zip(y.chunks_exact(lines))) {
+            let mut acc = [0.0f32; LANES];
+            for (x, y) in x.iter().zip(y) {
+                for l in 0..LANES {
+                    acc[l] = F::fma(x[l], y[l], acc[l]);
+                }
+            }
+            *delta = tree(acc, |a, b| a + b);
+        }
+        return;
+    }
     for (i, delta) in delta.iter_mut().enumerate() {
         let mut acc = [0.0f32; LANES];
         for c in (0..head).step_by(LANES) {
@@ -641,78 +732,143 @@ fn larger(a: f32, b: f32) -> f32 {
     if b > a { b } else { a }
 }
 
-/// One step of the running softmax: a row of scores becomes e^(s − highest), 0 behind the mask, and the sums so far are rescaled
-/// where the maximum rose.
-fn soften(
+multiversion! {
+    /// One step of the running softmax for `count` queries: a tile of scores, a row for each key, becomes e^(scale·(s − highest)), 0
+    /// behind the mask and for `slack` queries more, with which a strip of rows may begin. `shrink` is what earlier sums are to be
+    /// multiplied by.
+    fn soften(
+        tile: &mut [f32],
+        count: usize,
+        slack: usize,
+        mask: Mask,
+        scale: f32,
+        highest: &mut [f32],
+        totals: &mut [f32],
+        shrink: &mut [f32],
+    ) = soften_body
+}
+
+#[inline(always)]
+fn soften_body<F: Fma>(
     tile: &mut [f32],
-    seen: impl Fn(usize) -> usize,
-    sums: &mut [f32],
-    width: usize,
+    count: usize,
+    slack: usize,
+    mask: Mask,
+    scale: f32,
     highest: &mut [f32],
     totals: &mut [f32],
+    shrink: &mut [f32],
 ) {
-    for (r, row) in tile.chunks_exact_mut(KEYS).take(highest.len()).enumerate() {
-        soften_row(row, seen(r), &mut sums[r * width..(r + 1) * width], &mut highest[r], &mut totals[r]);
+    let [(highest, _), (totals, _), (shrink, _)] = [highest, totals, shrink].map(|x| x.as_chunks_mut::<LANES>());
+    for q in (0..count).step_by(LANES) {
+        let (highest, total, shrink) = (&mut highest[q / LANES], &mut totals[q / LANES], &mut shrink[q / LANES]);
+        let (all, any) = (mask.seen(q), mask.seen((q + LANES).min(count) - 1));
+        for j in all..any {
+            let hidden = mask.first(j) - q;
+            line(tile, j, q)[..hidden].fill(f32::NEG_INFINITY);
+        }
+        let mut most = [*highest; CHAINS];
+        for j in (0..any).step_by(CHAINS) {
+            for (c, most) in most.iter_mut().enumerate().take(any - j) {
+                let line = line(tile, j + c, q);
+                for l in 0..LANES {
+                    most[l] = larger(most[l], line[l]);
+                }
+            }
+        }
+        let mut base = [0.0f32; LANES];
+        for l in 0..LANES {
+            let most = larger(larger(most[0][l], most[1][l]), larger(most[2][l], most[3][l]));
+            // A query that has seen no key yet.
+            base[l] = if most == f32::NEG_INFINITY { 0.0 } else { most * scale };
+            shrink[l] = exp_flushing::<F>(highest[l] * scale - base[l]);
+            highest[l] = most;
+        }
+        let mut sum = [0.0f32; LANES];
+        for j in 0..any {
+            let line = line(tile, j, q);
+            for l in 0..LANES {
+                line[l] = exp_flushing::<F>(line[l] * scale - base[l]);
+                sum[l] += line[l];
+            }
+        }
+        for l in 0..LANES {
+            total[l] = F::fma(total[l], shrink[l], sum[l]);
+        }
+        for j in any..mask.seen((q + LANES + slack).min(count) - 1) {
+            line(tile, j, q).fill(0.0);
+        }
+    }
+}
+
+/// Scores of key `j` from query `q` on.
+#[inline(always)]
+fn line(tile: &mut [f32], j: usize, q: usize) -> &mut [f32; LANES] {
+    tile[j * QUERIES + q..][..LANES].as_mut_array().expect("the range has as many elements")
+}
+
+/// Multiplies each row by its factor.
+fn rescale(sums: &mut [f32], width: usize, factors: &[f32]) {
+    for (row, &factor) in sums.chunks_exact_mut(width).zip(factors) {
+        if factor != 1.0 {
+            row.iter_mut().for_each(|x| *x *= factor);
+        }
     }
 }
 
 multiversion! {
-    fn soften_row(row: &mut [f32], seen: usize, sums: &mut [f32], highest: &mut f32, total: &mut f32) = soften_row_body
+    /// Divides each row by its total, and gives the log-sum-exp. A query that has seen no key has o = 0 and −∞.
+    fn divide(sums: &mut [f32], width: usize, highest: &[f32], totals: &[f32], scale: f32, lse: &mut [f32]) = divide_body
 }
 
 #[inline(always)]
-fn soften_row_body<F: Fma>(row: &mut [f32], seen: usize, sums: &mut [f32], highest: &mut f32, total: &mut f32) {
-    if seen == 0 {
-        row.fill(0.0);
-        return;
-    }
-    row[seen..].fill(f32::NEG_INFINITY);
-    let (lines, tail) = row.split_at_mut(seen.next_multiple_of(LANES));
-    tail.fill(0.0);
-    let (lines, _) = lines.as_chunks_mut::<LANES>();
-    let mut most = [*highest; LANES];
-    for line in lines.iter() {
-        for l in 0..LANES {
-            most[l] = larger(most[l], line[l]);
+fn divide_body<F: Fma>(sums: &mut [f32], width: usize, highest: &[f32], totals: &[f32], scale: f32, lse: &mut [f32]) {
+    for (i, row) in sums.chunks_exact_mut(width).enumerate() {
+        if totals[i] == 0.0 && highest[i] == f32::NEG_INFINITY {
+            row.fill(0.0);
+            continue;
         }
+        row.iter_mut().for_each(|x| *x /= totals[i]);
     }
-    let most = tree(most, larger);
-    let mut acc = [0.0f32; LANES];
-    for line in lines {
-        for l in 0..LANES {
-            line[l] = exp::<F>(line[l] - most);
-            acc[l] += line[l];
-        }
-    }
-    let sum = tree(acc, |a, b| a + b);
-    if most > *highest {
-        let shrink = exp::<F>(*highest - most);
-        *total *= shrink;
-        sums.iter_mut().for_each(|x| *x *= shrink);
-        *highest = most;
-    }
-    *total += sum;
-}
-
-/// From scores s and ōvᵀ to P = e^(s − lse) and P·(ōvᵀ − δ), 0 behind the mask.
-fn differentiate(p: &mut [f32], dp: &mut [f32], seen: impl Fn(usize) -> usize, lse: &[f32], delta: &[f32]) {
-    for (r, (p, dp)) in p.chunks_exact_mut(KEYS).zip(dp.chunks_exact_mut(KEYS)).take(lse.len()).enumerate() {
-        differentiate_row(p, dp, seen(r), lse[r], delta[r]);
+    for (lse, (highest, &total)) in lse.iter_mut().zip(highest.iter().zip(totals)) {
+        *lse = highest * scale + log::<F>(total);
     }
 }
 
 multiversion! {
-    fn differentiate_row(p: &mut [f32], dp: &mut [f32], seen: usize, lse: f32, delta: f32) = differentiate_row_body
+    /// From q·k and ō·v to P = e^(scale·q·k − lse) and P·(ō·v − δ), 0 behind the mask.
+    fn differentiate(
+        p: &mut [f32], dp: &mut [f32], slack: usize, mask: Mask, scale: f32, lse: &[f32], delta: &[f32],
+    ) = differentiate_body
 }
 
 #[inline(always)]
-fn differentiate_row_body<F: Fma>(p: &mut [f32], dp: &mut [f32], seen: usize, lse: f32, delta: f32) {
-    for (p, dp) in p[..seen].iter_mut().zip(&mut dp[..seen]) {
-        *p = exp::<F>(*p - lse);
-        *dp = *p * (*dp - delta);
+fn differentiate_body<F: Fma>(
+    p: &mut [f32],
+    dp: &mut [f32],
+    slack: usize,
+    mask: Mask,
+    scale: f32,
+    lse: &[f32],
+    delta: &[f32],
+) {
+    let rows = p.chunks_exact_mut(KEYS).zip(dp.chunks_exact_mut(KEYS)).zip(lse.iter().zip(delta));
+    for (r, ((p, dp), (&lse, &delta))) in rows.enumerate() {
+        let seen = mask.seen(r);
+        let end = seen.next_multiple_of(LANES);
+        p[seen..end].fill(f32::NEG_INFINITY);
+        dp[seen..end].fill(delta);
+        for (p, dp) in p[..end].as_chunks_mut::<LANES>().0.iter_mut().zip(dp[..end].as_chunks_mut::<LANES>().0) {
+            for l in 0..LANES {
+                p[l] = exp_flushing::<F>(p[l] * scale - lse);
+                dp[l] = p[l] * (dp[l] - delta);
+            }
+        }
+        // Strips of keys, or of queries, that begin before the end.
+        let slack = (seen + slack).min(KEYS).max(end);
+        p[end..slack].fill(0.0);
+        dp[end..slack].fill(0.0);
     }
-    p[seen..].fill(0.0);
-    dp[seen..].fill(0.0);
 }
 
 #[cfg(test)]

@@ -40,16 +40,31 @@ pub fn exp<F: Fma>(x: f32) -> f32 {
     let x = if x > 89.0 { 89.0 } else { x };
     let vanishes = x < -104.0;
     let x = if vanishes { 0.0 } else { x };
+    let (y, n) = scaled_exp::<F>(x);
+    let half = n >> 1;
+    let y = y * power_of_two(half) * power_of_two(n.wrapping_sub(half));
+    if vanishes { 0.0 } else { y }
+}
+
+/// eˣ for x ≤ 88, and 0 where that would be subnormal: the exponential of a softmax, in two thirds of the instructions.
+#[inline(always)]
+pub fn exp_flushing<F: Fma>(x: f32) -> f32 {
+    let vanishes = x < -87.33;
+    let x = if vanishes { 0.0 } else { x };
+    let (y, n) = scaled_exp::<F>(x);
+    let y = y * power_of_two(n);
+    if vanishes { 0.0 } else { y }
+}
+
+/// y and n with eˣ = y·2ⁿ.
+#[inline(always)]
+fn scaled_exp<F: Fma>(x: f32) -> (f32, i32) {
     let shifted = F::fma(x, std::f32::consts::LOG2_E, ROUND);
     let n = shifted - ROUND;
     let r = F::fma(n, -0.693_359_4, x);
     let r = F::fma(n, 2.121_944_4e-4, r);
     let p = horner::<F, 6>(r, [1.987_569_1e-4, 1.398_2e-3, 8.333_452e-3, 4.166_579_6e-2, 1.666_666_5e-1, 0.5]);
-    let y = F::fma(p * r, r, r) + 1.0;
-    let n = (shifted.to_bits() as i32).wrapping_sub(ROUND.to_bits() as i32);
-    let half = n >> 1;
-    let y = y * power_of_two(half) * power_of_two(n.wrapping_sub(half));
-    if vanishes { 0.0 } else { y }
+    (F::fma(p * r, r, r) + 1.0, (shifted.to_bits() as i32).wrapping_sub(ROUND.to_bits() as i32))
 }
 
 #[inline(always)]

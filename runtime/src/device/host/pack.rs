@@ -1,7 +1,7 @@
 //! Copies of parts of a matrix, widened to f32, in the layouts that the micro-kernel reads.
 
 use super::buffer::Buf;
-use super::cpu::{Fma, multiversion};
+use super::cpu::{Fma, multiversion, prefetch};
 use super::transpose::{self, SIDE};
 use kiln_compiler::ir::DType;
 
@@ -31,6 +31,10 @@ fn rows_body<F: Fma>(part: Part, width: usize, dst: &mut [f32]) {
     }
 }
 
+// Elements of a cache line, and how many rows ahead of those that are read the next ones are asked for.
+const LINE: usize = 16;
+const AHEAD: usize = 2 * SIDE;
+
 multiversion! {
     /// The part transposed: its columns in rows of `width` filled up with zeros.
     pub(super) fn transposed(part: Part, width: usize, dst: &mut [f32]) = transposed_body
@@ -45,11 +49,14 @@ fn transposed_body<F: Fma>(part: Part, width: usize, dst: &mut [f32]) {
     }
     let whole = (rows / SIDE * SIDE, columns / SIDE * SIDE);
     let memory = (src.dtype() == DType::F32).then(|| src.f32s(0, src.len()));
-    for c in (0..whole.1).step_by(SIDE) {
-        for r in (0..whole.0).step_by(SIDE) {
+    for r in (0..whole.0).step_by(SIDE) {
+        for c in (0..whole.1).step_by(SIDE) {
             let first = |i: usize| at + (r + i) * stride + c;
             let to = &mut dst[c * width + r..];
             if let Some(x) = memory {
+                if c.is_multiple_of(LINE) {
+                    (0..SIDE).for_each(|i| prefetch(x.as_ptr().wrapping_add(first(AHEAD + i))));
+                }
                 let mut lines = [&x[..0]; SIDE];
                 lines.iter_mut().enumerate().for_each(|(i, line)| *line = &x[first(i)..first(i) + SIDE]);
                 transpose::lanes::<F, SIDE>(lines, to, width);
