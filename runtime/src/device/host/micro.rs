@@ -117,6 +117,38 @@ unsafe fn portable<const M: usize>(o: Operands, into: Into) {
     }
 }
 
+/// One step of k: a row of B times each element of a column of A.
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+macro_rules! step {
+    ($m:ident, $acc:ident, $rows:ident, $b:ident, ($one:ident, $two:ident), $o:ident, $lanes:literal, $load:ident, $set:ident, $fma:ident) => {
+        // SAFETY: in range by contract; the pointers advance with k, and one past the last step is not read.
+        unsafe {
+            let b0 = $load($b);
+            let b1 = $load($b.add($lanes));
+            let mut i = 0;
+            while i < $m {
+                let by = if i % 3 == 0 {
+                    0
+                } else if i % 3 == 1 {
+                    $one
+                } else {
+                    $two
+                };
+                let x = $set(*$rows[i / 3].wrapping_add(by));
+                $acc[i][0] = $fma(x, b0, $acc[i][0]);
+                $acc[i][1] = $fma(x, b1, $acc[i][1]);
+                i += 1;
+            }
+        }
+        let mut i = 0;
+        while i < $m.div_ceil(3) {
+            $rows[i] = $rows[i].wrapping_add($o.a_k);
+            i += 1;
+        }
+        $b = $b.wrapping_add($o.b_k);
+    };
+}
+
 /// A micro-kernel of two vectors of columns in an instruction set's own words.
 #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 macro_rules! kernel {
@@ -126,16 +158,6 @@ macro_rules! kernel {
         #[target_feature(enable = $features)]
         unsafe fn $name<const M: usize>(o: Operands, into: Into) {
             let mut acc: [[$vector; 2]; M] = [[$zero(); 2]; M];
-            // The tile of C is asked for now: it may lie far away, and is needed when the sums are complete.
-            let mut i = 0;
-            while i < M {
-                let row = o.c.wrapping_add(i * o.c_row);
-                prefetch(row);
-                if 2 * $lanes > LINE {
-                    prefetch(row.wrapping_add(LINE));
-                }
-                i += 1;
-            }
             // One pointer per three rows. What they have to do with each other is hidden: the compiler would compute each address from the
             // one before it, a chain as long as the multiplications take, so that no load could run ahead.
             let (one, two) = (black_box(o.a_row), black_box(2 * o.a_row));
@@ -147,34 +169,19 @@ macro_rules! kernel {
             }
             let mut b = o.b;
             let mut left = o.k;
+            let (lines, mut asked) = ((2 * $lanes as usize).div_ceil(LINE), 0);
             loop {
                 let run = left.min(o.a_run);
-                for _ in 0..run {
-                    // SAFETY: in range by contract; the pointers advance with k, and one past the last step is not read.
-                    unsafe {
-                        let b0 = $load(b);
-                        let b1 = $load(b.add($lanes));
-                        let mut i = 0;
-                        while i < M {
-                            let by = if i % 3 == 0 {
-                                0
-                            } else if i % 3 == 1 {
-                                one
-                            } else {
-                                two
-                            };
-                            let x = $set(*rows[i / 3].wrapping_add(by));
-                            acc[i][0] = $fma(x, b0, acc[i][0]);
-                            acc[i][1] = $fma(x, b1, acc[i][1]);
-                            i += 1;
-                        }
-                    }
-                    let mut i = 0;
-                    while i < M.div_ceil(3) {
-                        rows[i] = rows[i].wrapping_add(o.a_k);
-                        i += 1;
-                    }
-                    b = b.wrapping_add(o.b_k);
+                // The tile of C may lie far away, and is needed when the sums are complete: one line is asked for in each of the first
+                // steps, since all of them at once would hold up the loads of A and B.
+                let early = run.min(M * lines - asked);
+                for _ in 0..early {
+                    prefetch(o.c.wrapping_add(asked / lines * o.c_row + asked % lines * LINE));
+                    asked += 1;
+                    step!(M, acc, rows, b, (one, two), o, $lanes, $load, $set, $fma);
+                }
+                for _ in early..run {
+                    step!(M, acc, rows, b, (one, two), o, $lanes, $load, $set, $fma);
                 }
                 left -= run;
                 if left == 0 {
