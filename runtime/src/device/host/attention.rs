@@ -991,6 +991,9 @@ mod tests {
             check(plain([3, 2, 50, 50, 16], causal));
             check(plain([2, 5, 97, 130, 8], causal));
             check(plain([1, 7, 1, 128, 32], causal));
+            // Heads as wide as a tile: results are added up where they lie.
+            check(plain([3, 2, 50, 50, 64], causal));
+            check(plain([2, 5, 97, 130, 32], causal));
         }
     }
 
@@ -998,6 +1001,9 @@ mod tests {
     fn queries_before_the_first_key_see_nothing() {
         check(plain([2, 1, 60, 7, 8], true));
         check(plain([1, 2, 200, 140, 8], true));
+        check(plain([2, 1, 60, 7, 32], true));
+        check(plain([1, 2, 200, 140, 32], true));
+        check(plain([1, 1, 5, 0, 32], true));
         check(plain([1, 1, 5, 0, 8], true));
         check(plain([1, 1, 5, 0, 8], false));
         check(plain([1, 1, 0, 5, 8], true));

@@ -10,7 +10,7 @@
 
 use super::buffer::{Buf, round_in_place};
 use super::cpu::{Fma, multiversion};
-use super::math::{exp, tree};
+use super::math::{exp_flushing, tree};
 use super::micro::{Into, Micro, Operands};
 use super::pack::{self, Part};
 use super::pool::Pool;
@@ -581,12 +581,12 @@ fn add_exponentials_body<F: Fma>(row: &mut [f32], n: usize, highest: &mut f32, t
     let mut sums = [0.0f32; LANES];
     for line in lines {
         for l in 0..LANES {
-            line[l] = exp::<F>(line[l] - most);
+            line[l] = exp_flushing::<F>(line[l] - most);
             sums[l] += line[l];
         }
     }
     if most > *highest {
-        *total *= exp::<F>(*highest - most);
+        *total *= exp_flushing::<F>(*highest - most);
         *highest = most;
     }
     *total += tree(sums, |a, b| a + b);
@@ -599,7 +599,7 @@ multiversion! {
 
 #[inline(always)]
 fn error_from_logits_body<F: Fma>(row: &mut [f32], target: Option<usize>, lse: f32, d_sum: f32) {
-    error_row(row, target, d_sum, |x| exp::<F>(x - lse));
+    error_row(row, target, d_sum, |x| exp_flushing::<F>(x - lse));
 }
 
 multiversion! {
@@ -609,7 +609,7 @@ multiversion! {
 
 #[inline(always)]
 fn error_from_exponentials_body<F: Fma>(row: &mut [f32], target: Option<usize>, above: f32, d_sum: f32) {
-    let factor = exp::<F>(above);
+    let factor = exp_flushing::<F>(above);
     error_row(row, target, d_sum, |x| x * factor);
 }
 
