@@ -287,7 +287,19 @@ impl AttentionPlan {
                 let (row, r) = (self.row(at), b * QUERIES);
                 let sums = self.sums(&o, row, at.count, &mut sums[r * width..]);
                 let lse = lse.f32s_mut(row, at.count);
-                divide(sums, width, &highest[r..r + at.count], &totals[r..r + at.count], scale, lse);
+                // Queries before the first key have o = 0 and −∞.
+                let blind = (0..at.count).take_while(|&r| self.visible(at.first + r) == 0).count();
+                sums[..blind * width].fill(0.0);
+                lse[..blind].fill(f32::NEG_INFINITY);
+                let seeing = r + blind..r + at.count;
+                divide(
+                    &mut sums[blind * width..],
+                    width,
+                    &highest[seeing.clone()],
+                    &totals[seeing],
+                    scale,
+                    &mut lse[blind..],
+                );
                 self.finish(&o, row, rounds, sums, 1.0);
             }
         });
@@ -541,30 +553,28 @@ impl AttentionPlan {
 
     /// Tile = A · Bᵀ for A rows of the queries and B the transposed keys, where the mask is open.
     fn scores(&self, at: Queries, keys: Keys, a: Rows<'_>, b: &[f32], tile: &mut [f32]) {
-        let a_len = (at.count - 1) * a.stride + self.k;
-        assert!(a.data.len() >= a_len && b.len() >= self.k * KEYS && tile.len() >= at.count * KEYS);
-        let o = Operands {
-            k: self.k,
-            a: a.data.as_ptr(),
-            a_row: a.stride,
-            a_k: 1,
-            a_run: usize::MAX,
-            a_skip: 0,
-            b: b.as_ptr(),
-            b_k: KEYS,
-            c: tile.as_mut_ptr(),
-            c_row: KEYS,
-        };
         let mask = self.mask(at, keys);
-        let strip = |_, last| Strip { columns: 0..mask.seen(last), steps: 0..self.k };
-        // SAFETY: the lengths were checked, and KEYS is a multiple of the columns of a micro-kernel.
-        unsafe { self.product(at.count, KEYS, o, Into::Overwrite, strip) }
+        self.dots(at.count, KEYS, a, b, tile, |_, last| 0..mask.seen(last));
     }
 
-    /// As [`AttentionPlan::scores`], transposed: tile = A · Bᵀ for A rows of the keys and B the transposed queries.
+    /// As [`AttentionPlan::scores`], transposed: A is rows of the keys and B the transposed queries.
     fn scores_of_keys(&self, at: Queries, keys: Keys, a: Rows<'_>, b: &[f32], tile: &mut [f32]) {
-        let a_len = (keys.count - 1) * a.stride + self.k;
-        assert!(a.data.len() >= a_len && b.len() >= self.k * QUERIES && tile.len() >= keys.count * QUERIES);
+        let mask = self.mask(at, keys);
+        self.dots(keys.count, QUERIES, a, b, tile, |first, _| mask.first(first)..at.count);
+    }
+
+    /// C[m×n] = A · B for rows of A as long as a head and `n` QUERIES or KEYS, multiples of the columns of a micro-kernel; of each strip
+    /// of rows at least the columns that `columns(first, last)` names.
+    fn dots(
+        &self,
+        m: usize,
+        n: usize,
+        a: Rows<'_>,
+        b: &[f32],
+        c: &mut [f32],
+        columns: impl Fn(usize, usize) -> Range<usize>,
+    ) {
+        assert!(a.data.len() >= (m - 1) * a.stride + self.k && b.len() >= self.k * n && c.len() >= m * n);
         let o = Operands {
             k: self.k,
             a: a.data.as_ptr(),
@@ -573,14 +583,13 @@ impl AttentionPlan {
             a_run: usize::MAX,
             a_skip: 0,
             b: b.as_ptr(),
-            b_k: QUERIES,
-            c: tile.as_mut_ptr(),
-            c_row: QUERIES,
+            b_k: n,
+            c: c.as_mut_ptr(),
+            c_row: n,
         };
-        let mask = self.mask(at, keys);
-        let strip = |first, _| Strip { columns: mask.first(first)..at.count, steps: 0..self.k };
-        // SAFETY: the lengths were checked, and QUERIES is a multiple of the columns of a micro-kernel.
-        unsafe { self.product(keys.count, QUERIES, o, Into::Overwrite, strip) }
+        let strip = |first, last| Strip { columns: columns(first, last), steps: 0..self.k };
+        // SAFETY: the lengths were checked, and `n` is a multiple of the columns of a micro-kernel.
+        unsafe { self.product(m, n, o, Into::Overwrite, strip) }
     }
 
     /// Sums over keys for each query: C[query] = or += tile · B, for a tile with `strides` from query to query and from key to key.
@@ -817,18 +826,14 @@ fn rescale(sums: &mut [f32], width: usize, factors: &[f32]) {
 }
 
 multiversion! {
-    /// Divides each row by its total, and gives the log-sum-exp. A query that has seen no key has o = 0 and −∞.
+    /// Divides each row by its total, and gives the log-sum-exp.
     fn divide(sums: &mut [f32], width: usize, highest: &[f32], totals: &[f32], scale: f32, lse: &mut [f32]) = divide_body
 }
 
 #[inline(always)]
 fn divide_body<F: Fma>(sums: &mut [f32], width: usize, highest: &[f32], totals: &[f32], scale: f32, lse: &mut [f32]) {
-    for (i, row) in sums.chunks_exact_mut(width).enumerate() {
-        if totals[i] == 0.0 && highest[i] == f32::NEG_INFINITY {
-            row.fill(0.0);
-            continue;
-        }
-        row.iter_mut().for_each(|x| *x /= totals[i]);
+    for (row, total) in sums.chunks_exact_mut(width).zip(totals) {
+        row.iter_mut().for_each(|x| *x /= total);
     }
     for (lse, (highest, &total)) in lse.iter_mut().zip(highest.iter().zip(totals)) {
         *lse = highest * scale + log::<F>(total);
@@ -1041,5 +1046,17 @@ mod tests {
         plan.forward(&Pool::serial(), q.buf(), k.buf(), v.buf(), o.buf(), lse.buf(), &[], &mut workspace);
         assert_eq!(lse.values().iter().map(|x| x.is_nan()).collect::<Vec<_>>(), [false, true, true]);
         assert_eq!(o.values().chunks(8).map(|row| row[0].is_nan()).collect::<Vec<_>>(), [false, true, true]);
+    }
+
+    #[test]
+    fn a_query_whose_scores_are_all_minus_infinity_is_not_one_without_keys() {
+        let bound = sizes(NAMES, &[1, 1, 3, 3, 8]);
+        let mut q = Owned::of(DType::F32, &[1.0; 24]);
+        let (mut k, mut v) = (Owned::of(DType::F32, &[f32::NEG_INFINITY; 24]), Owned::of(DType::F32, &noise(3, 24)));
+        let (mut o, mut lse) = (Owned::poisoned(DType::F32, 24), Owned::of(DType::F32, &[0.0; 3]));
+        let plan = AttentionPlan::new(&axes("grsk"), &axes("gtk"), &bound, true, 1);
+        let mut workspace = vec![0.0; plan.workspace_len()];
+        plan.forward(&Pool::serial(), q.buf(), k.buf(), v.buf(), o.buf(), lse.buf(), &[], &mut workspace);
+        assert!(o.values().iter().all(|x| x.is_nan()));
     }
 }
