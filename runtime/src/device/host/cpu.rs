@@ -65,6 +65,9 @@ pub fn has_bf16_dot() -> bool {
     })
 }
 
+/// Elements of f32 in a cache line.
+pub const LINE: usize = 16;
+
 /// Asks for a line of memory; any address will do.
 #[inline(always)]
 pub fn prefetch(at: *const f32) {

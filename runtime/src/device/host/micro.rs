@@ -7,11 +7,7 @@
 
 #[cfg(target_arch = "x86_64")]
 use super::cpu::has_bf16_dot;
-use super::cpu::{Isa, prefetch};
-
-/// Elements of a cache line.
-#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
-const LINE: usize = 16;
+use super::cpu::{Isa, LINE, prefetch};
 
 /// What happens to the old value of C.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

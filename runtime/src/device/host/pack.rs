@@ -1,7 +1,7 @@
 //! Copies of parts of a matrix, widened to f32, in the layouts that the micro-kernel reads.
 
 use super::buffer::Buf;
-use super::cpu::{Fma, multiversion, prefetch};
+use super::cpu::{Fma, LINE, multiversion, prefetch};
 use super::transpose::{self, SIDE};
 use kiln_compiler::ir::DType;
 
@@ -31,8 +31,7 @@ fn rows_body<F: Fma>(part: Part, width: usize, dst: &mut [f32]) {
     }
 }
 
-// Elements of a cache line, and how many rows ahead of those that are read the next ones are asked for.
-const LINE: usize = 16;
+// How many rows ahead of those that are read the next ones are asked for.
 const AHEAD: usize = 2 * SIDE;
 
 multiversion! {

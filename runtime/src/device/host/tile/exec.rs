@@ -1,7 +1,7 @@
 //! One unit of work: the steps of a program over its tiles, as loops that vectorise.
 
 use super::super::buffer::{Buf, round_in_place};
-use super::super::cpu::{Fma, multiversion, prefetch};
+use super::super::cpu::{Fma, LINE, multiversion, prefetch};
 use super::super::math;
 use super::super::share::Shared;
 use super::TileArgs;
@@ -10,8 +10,7 @@ use crate::random;
 use kiln_compiler::ops::Scalar;
 use std::ops::Range;
 
-// Elements of a cache line, and of the pieces between which a dear step asks for the next tile.
-const LINE: usize = 16;
+// Elements of the pieces between which a dear step asks for the next tile.
 const AHEAD: usize = 64;
 // Chains of a row reduction; then they are combined in a tree.
 const LANES: usize = 32;
